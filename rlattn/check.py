@@ -1,0 +1,195 @@
+"""`rlattn check`: would this recipe run, and does it fit? Configuration files only; imports neither torch nor TRL."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rlattn.errors import HubUnreachable, UserError
+from rlattn.grpo_fields import load_fields
+from rlattn.memory import MemoryEstimate, count_parameters, estimate_memory, lora_parameters
+from rlattn.plugins import build_rewards, build_task
+from rlattn.recipe import TINY_POLICY, Recipe, shipped_dir
+from rlattn.rules import check_recipe, generation_batch, number
+from rlattn.tasks import DatasetTask, Split, Task
+from rlattn.types import Messages
+
+PROMPTS_MEASURED = 200
+CHARACTERS_PER_TOKEN = 3  # a cautious guess for English and mathematics
+HUB_SECONDS = 1.5
+GB = 1e9
+READ_WHOLE = 50e6  # bytes of a data file
+SPLITS: tuple[Split, ...] = ("train", "eval")
+
+
+def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
+    """Every check that needs no weights. Returns what was found, line by line.
+
+    Args:
+        ranks: processes the recipe would be started with.
+        gpu_memory: GB of one accelerator; the estimate must fit into it.
+
+    Raises:
+        UserError: the first thing that would keep the recipe from running.
+    """
+    warnings = check_recipe(recipe, ranks)
+    task, rewards = build_task(recipe), build_rewards(recipe)
+    prompts, unread = _prompts(task)
+    weights = ", ".join(f"{name} x {spec.weight:g}" for name, spec in recipe.rewards.named.items())
+    batch, group = generation_batch(recipe, ranks), number(recipe, "num_generations", 8)
+    lines = [
+        f"recipe   {recipe.name}, into {recipe.run_dir}",
+        f"task     {type(task).__name__}{unread}",
+        f"rewards  {weights} ({recipe.rewards.combine})" if rewards else "",
+        f"batch    {batch} rollouts on {ranks} rank{'s' * (ranks > 1)}: {batch // group} groups of {group}",
+    ]
+    lines += _policy_lines(recipe, prompts, ranks, gpu_memory)
+    return [*lines, *(f"warning: {warning}" for warning in warnings)]
+
+
+def model_config(path: str, revision: str | None = None) -> dict[str, Any]:
+    """A model's config.json: from its folder, the shipped copies, the local hub cache, or the hub."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError("policy.path", f"{folder} has no config.json.", "Name a folder saved by save_pretrained.")
+        return _read_json(folder / "config.json")
+    shipped = shipped_dir("data") / "model_configs" / f"{path.replace('/', '--')}.json"
+    if shipped.is_file():
+        return _read_json(shipped)
+    import huggingface_hub
+
+    try:
+        return _read_json(
+            Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision, etag_timeout=HUB_SECONDS))
+        )
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = type(error).__name__
+        raise UserError(
+            "policy.path",
+            f"'{path}' is no local folder, and the hub does not give its configuration ({reason}).",
+            "Check the name and the network, or give a local folder.",
+        ) from None
+
+
+def strategy_of(recipe: Recipe) -> str:
+    """How weights and states are spread over ranks: ddp, zero1 to zero3, fsdp."""
+    deepspeed = recipe.trainer.get("deepspeed")
+    if deepspeed:
+        config = deepspeed if isinstance(deepspeed, dict) else _read_json(Path(str(deepspeed)))
+        stage = config.get("zero_optimization", {}).get("stage", 0)
+        return f"zero{stage}" if stage else "ddp"
+    return "fsdp" if recipe.trainer.get("fsdp") else "ddp"
+
+
+def _policy_lines(recipe: Recipe, prompts: list[str | Messages], ranks: int, gpu_memory: float | None) -> list[str]:
+    policy = recipe.policy
+    if policy.path == TINY_POLICY:
+        return [f"policy   {TINY_POLICY}: 1 to 3 M parameters, made and warm-started on the spot; fits anywhere"]
+    config = model_config(policy.path, policy.revision)
+    completion = number(recipe, "max_completion_length", 512)
+    prompt, how = _prompt_tokens(prompts, policy.path)
+    context = (config.get("text_config") or config).get("max_position_embeddings")
+    if context and prompt + completion > context:
+        raise UserError(
+            "trainer.max_completion_length",
+            f"{completion} and the longest prompt ({how} {prompt} tokens) exceed the model's context of {context}.",
+            f"At most {max(context - prompt, 0)}.",
+        )
+    try:
+        parameters = count_parameters(config)
+        lora = policy.lora
+        trained = lora_parameters(config, lora.r, _as_list(lora.target_modules)) if lora else parameters
+        estimate = _estimate(recipe, config, prompt, ranks, gpu_memory)
+    except ValueError as error:
+        return [f"policy   {policy.path}", f"memory   not estimated: {error}"]
+    lines = [
+        f"policy   {policy.path}: {parameters / 1e9:.2f} B parameters, {trained / 1e6:,.0f} M trained",
+        f"lengths  prompt {how} {prompt}, completion {completion}, context {context or 'unknown'} tokens",
+        f"memory   a rank, {strategy_of(recipe)} on {ranks}, in GB:",
+    ]
+    lines += [f"           {name:16} {value / GB:8.1f}" for name, value in _parts(estimate) if value]
+    if gpu_memory is not None and estimate.total > gpu_memory * GB:
+        raise UserError(
+            "policy",
+            f"needs about {estimate.total / GB:.0f} GB a rank and has {gpu_memory:g}.",
+            "More --ranks with ZeRO-3 (trainer.deepspeed), policy.lora, a smaller per_device_train_batch_size or "
+            f"max_completion_length. Largest part: {max(_parts(estimate)[:-1], key=lambda part: part[1])[0]}.",
+        )
+    return lines
+
+
+def _estimate(recipe: Recipe, config: dict, prompt: int, ranks: int, gpu_memory: float | None) -> MemoryEstimate:
+    lora, fields = recipe.policy.lora, load_fields()
+    passed = [
+        "per_device_train_batch_size",
+        "gradient_checkpointing",
+        "beta",
+        "optim",
+        "ds3_gather_for_generation",
+        "use_vllm",
+        "vllm_mode",
+        "vllm_gpu_memory_utilization",
+        "vllm_enable_sleep_mode",
+        "max_completion_length",
+    ]
+    settings: dict[str, Any] = {key: recipe.trainer.get(key, fields[key].default) for key in passed}
+    return estimate_memory(
+        config,
+        prompt_length=prompt,
+        generation_batch_per_rank=generation_batch(recipe, ranks) // ranks,
+        ranks=ranks,
+        strategy=strategy_of(recipe),
+        dtype=recipe.policy.dtype,
+        bf16=bool(recipe.trainer.get("bf16", not recipe.trainer.get("fp16"))),
+        lora_r=lora.r if lora else 0,
+        lora_targets=_as_list(lora.target_modules) if lora else "all-linear",
+        device_memory=int((gpu_memory or 0) * GB),
+        **settings,
+    )
+
+
+def _parts(estimate: MemoryEstimate) -> list[tuple[str, int]]:
+    return [(name.replace("_", " "), getattr(estimate, name)) for name in MemoryEstimate.__dataclass_fields__]
+
+
+def _prompts(task: Task) -> tuple[list[str | Messages], str]:
+    """Prompts of the task, and what could not be looked at; a hub out of reach is for `train` to refuse.
+
+    Every row of a small local file is read and checked, the head of a large one or of a stream.
+    """
+    if not isinstance(task, DatasetTask):
+        return [row["prompt"] for row in islice(task.rows("train"), PROMPTS_MEASURED)], ""
+    file = Path(task.path)
+    try:
+        if file.is_file() and file.stat().st_size < READ_WHOLE and not task.streaming:
+            return [row["prompt"] for split in SPLITS for row in task.rows(split)][:PROMPTS_MEASURED], ""
+        return [row["prompt"] for row in task.first_rows(PROMPTS_MEASURED)], ", only its head checked"
+    except HubUnreachable as error:
+        return [], f", columns not checked: {error}"
+
+
+def _prompt_tokens(prompts: list[str | Messages], path: str) -> tuple[int, str]:
+    """The longest of the prompts in tokens, and whether that is exact or guessed from its characters."""
+    texts = [p if isinstance(p, str) else "\n".join(str(message["content"]) for message in p) for p in prompts]
+    file = Path(path) / "tokenizer.json"
+    if file.is_file():
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+        return max((len(tokenizer.encode(text).ids) for text in texts), default=0), "of"
+    return max((len(text) for text in texts), default=0) // CHARACTERS_PER_TOKEN, "about"
+
+
+def _as_list(targets: str | tuple[str, ...] | list[str]) -> str | list[str]:
+    return targets if isinstance(targets, str) else list(targets)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(str(path), f"not readable as JSON: {error}.") from None
+    if not isinstance(data, dict):
+        raise UserError(str(path), "expected a JSON object.")
+    return data

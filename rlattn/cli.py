@@ -1,0 +1,165 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlattn.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="RL fine-tuning with attention-aware credit. Start with: rlattn train recipes/quickstart.yaml",
+)
+bench = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios, both sides in one run.")
+app.add_typer(bench, name="bench")
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides: key.path=value, such as trainer.max_steps=20.", metavar="[KEY=VALUE]..."),
+]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line: exit code 2 and one message for a mistake of the user's, no traceback."""
+    try:
+        app(arguments)
+    except UserError as error:
+        if int(os.environ.get("RANK", 0)) == 0:  # under torchrun every rank finds the same mistake
+            print(f"rlattn: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the rendered prompt, do one step, project the time.")
+    ] = False,
+) -> None:
+    """Train from a recipe; the same command again continues the run."""
+    from rlattn.plugins import build_rewards, build_task
+    from rlattn.recipe import load_recipe
+    from rlattn.rules import check_installed, check_recipe
+
+    parsed = load_recipe(recipe, overrides or [])
+    # All of this again in train(), after TRL's seconds of imports: a mistake should not have to wait for them.
+    check_recipe(parsed, int(os.environ.get("WORLD_SIZE", 1)))
+    check_installed(parsed)
+    build_task(parsed)
+    build_rewards(parsed)
+    _quiet()
+    from rlattn import train as training
+
+    (training.dry_run if dry_run else training.train)(parsed)
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes it would run on.")] = 1,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=0, help="GB of one GPU: fail where the run would not fit.")
+    ] = None,
+) -> None:
+    """Validate a recipe and estimate its memory, in seconds, without loading a model."""
+    from rlattn.check import check as check_all
+    from rlattn.recipe import load_recipe
+
+    parsed = load_recipe(recipe, overrides or [])
+    print("\n".join(check_all(parsed, ranks=ranks, gpu_memory=gpu_memory)))
+    arguments = " ".join([recipe, *(overrides or [])])
+    start = (
+        f"rlattn train {arguments}" if ranks == 1 else f"torchrun --nproc-per-node={ranks} -m rlattn.train {arguments}"
+    )
+    print(f"\nOK. Next: {start} --dry-run")
+
+
+@app.command()
+def score(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    completions: Annotated[
+        Path, typer.Option(help="jsonl: `completion` and the task's columns on every line.", show_default=False)
+    ] = Path(),
+    out: Annotated[Path | None, typer.Option(help="Write every line's scores here, as jsonl.")] = None,
+) -> None:
+    """Score stored completions with a recipe's rewards; no policy needed."""
+    import json
+
+    from rlattn.recipe import load_recipe
+    from rlattn.score import score_file, summary_lines
+
+    if completions == Path():
+        raise UserError("--completions", "is required.", "Expected a jsonl file with `completion` on every line.")
+    scored = score_file(load_recipe(recipe, overrides or []), completions)
+    print("\n".join(summary_lines(scored)))
+    if out:
+        out.write_text("".join(json.dumps(row) + "\n" for row in scored), encoding="utf-8")
+        print(f"\nEvery line's scores: {out}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.", metavar="RUN")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the LoRA adapter into its base model.")] = False,
+    push: Annotated[
+        str | None, typer.Option(help="Upload to this hub repository (made private).", metavar="REPO")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to; RUN/export unless given.")] = None,
+) -> None:
+    """Export a run's final policy as a folder, or to the hub."""
+    from rlattn import export as exporting
+
+    _quiet()
+    folder = exporting.export(run, out or run / "export", merge=merge, push=push)
+    print(f"exported to {folder}" + (f" and https://huggingface.co/{push}" if push else ""))
+    print(f"Next: AutoModelForCausalLM.from_pretrained('{folder}')")
+
+
+@app.command()
+def recipes() -> None:
+    """The shipped recipes, one line each."""
+    from rlattn.recipe import shipped_dir
+
+    for file in sorted(shipped_dir("recipes").glob("*.yaml")):
+        print(f"recipes/{file.name:32} {file.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
+    print("\nNext: rlattn check recipes/NAME.yaml, then rlattn train recipes/NAME.yaml")
+
+
+@bench.command("step")
+def bench_step(
+    rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 7,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps a measurement.")] = 6,
+) -> None:
+    """One training step against plain TRL's, on the CPU, in turn."""
+    _quiet()
+    from rlattn.bench import bench_step as measure
+
+    measure(rounds, steps, print)
+
+
+def _quiet() -> None:
+    """Keeps other libraries' chatter off the terminal; rlattn's own warnings stay."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|trl|peft|datasets)\b")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    main()

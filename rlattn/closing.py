@@ -1,0 +1,107 @@
+"""The end of a run: the supervised control, summary.json, the report, what to do next. One rank, nothing collective."""
+
+import json
+import math
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlattn.evaluate import Evaluation, score_greedy, summarise
+from rlattn.generation import greedy_hf
+from rlattn.progress import duration, progress
+from rlattn.ranks import say
+from rlattn.recipe import Recipe
+from rlattn.report import write_report
+from rlattn.rules import number
+from rlattn.setup import Setup, template_kwargs
+from rlattn.tracking import read_rows, write_text
+from rlattn.types import WarmStart
+
+
+def finish(setup: Setup, after: Evaluation | None, result: Any, seconds: float) -> None:
+    """The control, the summary, the report, and what to do next. One rank, nothing collective."""
+    recipe, run = setup.recipe, setup.recipe.run_dir
+    rows = list(read_rows(run / "metrics.jsonl"))
+    before = next((row for row in rows if row["step"] == 0 and "eval/accuracy" in row), None)
+    tokens = next((row["num_tokens"] for row in reversed(rows) if row.get("num_tokens")), 0)
+    summary = {
+        "name": recipe.name,
+        "max_steps": result.global_step,
+        "seconds": round(seconds, 1),
+        "tokens": tokens,
+        "before": {k.removeprefix("eval/"): v for k, v in before.items() if k.startswith("eval/")} if before else None,
+        "after": asdict(after) if after else None,
+    }
+    if recipe.policy.supervised_control:
+        summary["supervised_control"] = asdict(supervised_control(setup, tokens))
+    write_text(run / "summary.json", json.dumps(summary, indent=2))
+    report = write_report(run)
+    say(closing_words(recipe, summary, report))
+
+
+def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
+    """The warm start's own training continued on as much compute as RL had, from the same policy, on the same rows.
+
+    RL spends 2P a token to generate and 6P to train, supervised training 6P (P parameters), hence 4/3 of RL's tokens.
+    """
+    from rlattn.tiny import train_supervised
+
+    recipe, tokenizer = setup.recipe, setup.policy.tokenizer
+    warm_start = recipe.policy.warm_start or WarmStart()
+    budget = math.ceil(rl_tokens * 4 / 3)
+    model = AutoModelForCausalLM.from_pretrained(setup.policy.path, dtype=torch.float32)
+    with progress("supervised control", budget) as update:
+        train_supervised(
+            model,
+            tokenizer,
+            setup.task,
+            noise=warm_start.noise,
+            batch_size=warm_start.batch_size,
+            learning_rate=warm_start.learning_rate,
+            seed=recipe.seed + 1,
+            system_prompt=recipe.policy.system_prompt,
+            token_budget=budget,
+            progress=lambda tokens, loss: update(min(tokens, budget), f"loss {loss:.3f}"),
+        )
+    batch = number(recipe, "per_device_eval_batch_size", 8)
+    totals, _ = score_greedy(
+        partial(greedy_hf, model, tokenizer, max_new_tokens=number(recipe, "max_completion_length", 512)),
+        tokenizer,
+        setup.task,
+        setup.examples,
+        calls=math.ceil(len(setup.examples) / batch),
+        batch_size=batch,
+        filler=setup.examples[0],
+        template_kwargs=template_kwargs(recipe),
+    )
+    return summarise(totals)
+
+
+def closing_words(recipe: Recipe, summary: dict[str, Any], report: Path) -> str:
+    run = recipe.run_dir
+    lines = [f"\n{recipe.name}: {summary['max_steps']} steps in {duration(summary['seconds'])}"]
+    before, after, control = summary["before"], summary["after"], summary.get("supervised_control")
+    if before and after:
+        gain = 100 * (after["accuracy"] - before["accuracy"])
+        lines += [
+            f"  held-out accuracy before  {_evaluation_words(before)}",
+            f"  held-out accuracy after   {_evaluation_words(after)}: {gain:+.1f} points",
+        ]
+    if control:
+        lines.append(f"  supervised training on, same compute, instead of RL: {_evaluation_words(control)}")
+    lines += [
+        f"  model    {run / 'model'}",
+        f"  report   {report}",
+        f"  metrics  {run / 'metrics.jsonl'}",
+        f"Next: open the report; `rlattn export {run}` to share the model; the same command again says it is complete.",
+    ]
+    return "\n".join(lines)
+
+
+def _evaluation_words(values: dict[str, Any]) -> str:
+    names = Evaluation.__dataclass_fields__
+    return str(Evaluation(**{name: values[name] for name in names}))

@@ -1,0 +1,97 @@
+"""The policy: the built-in tiny one, a local folder or a hub id; its tokenizer and adapters."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from rlattn.errors import UserError
+from rlattn.recipe import TINY_POLICY, Policy
+from rlattn.tasks import Task, WarmStartable
+from rlattn.types import WarmStart
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySource:
+    """What TRL needs to load a policy; no weight has been read yet."""
+
+    path: str
+    tokenizer: PreTrainedTokenizerBase
+    context: int | None
+    """Longest prompt plus completion the model was made for, in tokens; None where its configuration does not say."""
+    init_kwargs: dict[str, Any]
+    peft_config: LoraConfig | None
+
+
+def prepare_policy(policy: Policy, task: Task, progress: Callable[..., None] | None = None) -> PolicySource:
+    """Makes the tiny policy where asked, and reads configuration and tokenizer; loads no weights.
+
+    Raises:
+        UserError: the path or hub id leads to no model, or its tokenizer cannot do what the recipe asks.
+    """
+    path = policy.path
+    if path == TINY_POLICY:
+        path = str(make_tiny_policy(policy, task, progress))
+    try:
+        config = AutoConfig.from_pretrained(path, revision=policy.revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=policy.revision, trust_remote_code=False, padding_side="left", truncation_side="left"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _load_error(policy, error) from None
+    if policy.prompt_style == "chat" and tokenizer.chat_template is None:
+        raise UserError(
+            "policy.prompt_style", f"{policy.path} has no chat template.", "Use `prompt_style: plain` for a base model."
+        )
+    return PolicySource(
+        path=path,
+        tokenizer=tokenizer,
+        context=getattr(config.get_text_config(), "max_position_embeddings", None),
+        init_kwargs={
+            "dtype": policy.dtype,
+            "attn_implementation": policy.attn_implementation,
+            **({"revision": policy.revision} if policy.revision else {}),
+        },
+        peft_config=_lora(policy),
+    )
+
+
+def make_tiny_policy(policy: Policy, task: Task, progress: Callable[..., None] | None = None) -> Path:
+    """The folder of the built-in policy, warm-started on the task's own traces; made once, then read from the cache."""
+    from rlattn.tiny import tiny_policy
+
+    if not isinstance(task, WarmStartable):
+        raise UserError(
+            "policy.path",
+            f"{TINY_POLICY} learns a task's format from its trace(), which {type(task).__name__} has not.",
+            "Use a task that has one (arithmetic, countdown), or a pretrained policy.",
+        )
+    warm_start = policy.warm_start or WarmStart()
+    return tiny_policy(
+        task, warm_start=warm_start, seed=warm_start.seed, system_prompt=policy.system_prompt, progress=progress
+    )
+
+
+def _lora(policy: Policy) -> LoraConfig | None:
+    lora = policy.lora
+    if lora is None:
+        return None
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    return LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+
+
+def _load_error(policy: Policy, error: Exception) -> UserError:
+    if Path(policy.path).is_dir():
+        reason = str(error).strip().splitlines()[0]
+        return UserError("policy.path", f"{policy.path} holds no loadable model: {reason}")
+    revision = f" at revision '{policy.revision}'" if policy.revision else ""
+    return UserError(
+        "policy.path",
+        f"'{policy.path}'{revision} is neither a local folder nor a model the hub gives.",
+        f"Check its name and the network; a gated model needs `hf auth login`; `path: {TINY_POLICY}` needs nothing.",
+    )

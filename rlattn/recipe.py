@@ -1,0 +1,379 @@
+"""YAML -> a frozen, typed Recipe. Strict keys, dotted overrides, reasons in errors. Imports neither torch nor TRL."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from rlattn import grpo_fields
+from rlattn.errors import UserError, did_you_mean
+from rlattn.types import WarmStart
+
+TINY_POLICY = "tiny-reasoner"
+SOURCE_ROOT = Path(__file__).parent.parent
+SHIPPED = Path(__file__).parent / "shipped"  # where the wheel puts recipes, launch and data
+
+# Keys of GRPOConfig that another part of a recipe owns, and where each lives.
+OWNED_ELSEWHERE = {
+    "seed": "seed",
+    "output_dir": "output_dir",
+    "run_name": "name",
+    "report_to": "tracking.report_to",
+    "project": "tracking.project",
+    "reward_weights": "rewards.<name>.weight",
+    "multi_objective_aggregation": "rewards.combine",
+    "save_total_limit": "resume.keep_last",
+    "model_init_kwargs": "policy (path, revision, dtype, attn_implementation)",
+}
+REFUSED = {
+    "trust_remote_code": "is off in rlattn: a run never executes code from a hub",
+    "resume_from_checkpoint": "is not needed: the same command continues the run",
+    "push_to_hub": "is not done while training: use `rlattn export RUN --push REPO`",
+    "auto_find_batch_size": "would break groups apart: lower trainer.per_device_train_batch_size instead",
+    "eval_on_start": "is not needed: rlattn evaluates before, during and after training",
+    "load_best_model_at_end": "is not offered: checkpoints/ keeps the last ones, model/ is the final policy",
+}
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lora(Strict):
+    """Low-rank adapters through PEFT (arXiv 2106.09685)."""
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | tuple[Text, ...] = "all-linear"
+
+
+class Policy(Strict):
+    """The model to train: `tiny-reasoner`, a local folder or a hub id."""
+
+    path: Text
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
+    lora: Lora | None = None
+    prompt_style: Literal["chat", "plain"] = "chat"
+    system_prompt: str | None = None
+    stop_strings: tuple[Text, ...] = ()
+    warm_start: WarmStart | None = None
+    supervised_control: bool = False
+
+    @model_validator(mode="after")
+    def _tiny_only(self) -> Self:
+        if self.path != TINY_POLICY and (self.warm_start or self.supervised_control):
+            raise ValueError(
+                f"warm_start and supervised_control are for the built-in policy `path: {TINY_POLICY}` only"
+            )
+        if self.system_prompt and self.prompt_style == "plain":
+            raise ValueError("a system_prompt needs `prompt_style: chat`: plain prompts have no roles")
+        return self
+
+
+class Plugin(BaseModel):
+    """A task or a reward: a built-in `kind`, or `python: module:Class`; every other key is one of its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str | None = None
+    python: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.kind and self.python:
+            raise ValueError("give `kind` or `python`, not both")
+        return self
+
+
+class RewardSpec(Plugin):
+    weight: float = Field(1.0, allow_inf_nan=False)
+
+
+class Rewards(BaseModel):
+    """Named rewards and how they combine: `sum` (GRPO) or `decoupled` (GDPO, arXiv 2601.05242)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, RewardSpec] = Field(init=False)
+    combine: Literal["sum", "decoupled"] = "sum"
+
+    @property
+    def named(self) -> dict[str, RewardSpec]:
+        return dict(self.__pydantic_extra__)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_names(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return {name: {} if spec is None else spec for name, spec in data.items()}
+        return data
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Self:
+        if not self.named:
+            raise ValueError("expected at least one reward, such as `accuracy: {weight: 1}`")
+        for name in self.named:
+            if not re.fullmatch(r"[A-Za-z]\w*", name):
+                raise ValueError(f"'{name}': a reward's name is letters, digits and _ (it names its metrics)")
+        return self
+
+
+class Tracking(Strict):
+    """Where a run is followed, besides its folder."""
+
+    report_to: tuple[Literal["wandb", "trackio", "tensorboard"], ...] = ()
+    project: Text = "rlattn"
+    tags: tuple[Text, ...] = ()
+    samples: int = Field(3, ge=0)  # completions kept of every evaluation
+
+
+class Resume(Strict):
+    """What happens when the same command runs again."""
+
+    keep_last: int = Field(2, ge=1)
+    allow_changed: tuple[Text, ...] = ()  # recipe keys that may differ from the run that is continued
+
+
+class Recipe(Strict):
+    name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
+    seed: int = Field(0, ge=0, lt=2**32)
+    output_dir: Text | None = None
+    policy: Policy
+    task: Plugin
+    rewards: Rewards
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    tracking: Tracking = Tracking()
+    resume: Resume = Resume()
+
+    @field_validator("trainer")
+    @classmethod
+    def _grpo_config(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+        fields = grpo_fields.load_fields()
+        for key, value in trainer.items():
+            if key in OWNED_ELSEWHERE:
+                raise UserError(f"trainer.{key}", f"lives at {OWNED_ELSEWHERE[key]}.", "Move it there.")
+            if key in REFUSED:
+                raise UserError(f"trainer.{key}", f"{REFUSED[key]}.", "Remove the key.")
+            if key not in fields:
+                raise UserError(f"trainer.{key}", "unknown key.", _home_of(key) or did_you_mean(key, fields))
+            try:
+                trainer[key] = grpo_fields.validate(key, value)
+            except ValueError as error:
+                raise UserError(f"trainer.{key}", f"{error}".rstrip(".") + ".") from None
+        # TRL logs every 10th step; one line of metrics.jsonl a step is what a run folder promises.
+        return {"logging_steps": 1, **trainer}
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir or f"runs/{self.name}").expanduser().absolute()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, every default written out; parsing it gives an equal Recipe."""
+        stream = StringIO()
+        _yaml().dump(self.model_dump(mode="json"), stream)
+        return stream.getvalue()
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads, overrides (`trainer.max_steps=20`) and validates a recipe; its relative paths are resolved.
+
+    Paths are looked for beside the recipe, then among the shipped files; `path` itself in the working directory, then
+    among the shipped files (`recipes/quickstart.yaml`, or just `quickstart`).
+
+    Raises:
+        UserError: with the key path, what was expected and how to mend it.
+    """
+    file = find_recipe(path)
+    data = _parse(file.read_text(encoding="utf-8", errors="replace"), str(path))
+    if not isinstance(data, dict):
+        raise UserError(str(path), "expected a recipe: a mapping with name, policy, task, rewards and trainer.")
+    for override in overrides:
+        _override(data, override)
+    return _resolve_paths(parse_recipe(data), file.parent)
+
+
+def parse_recipe(data: Mapping[str, Any]) -> Recipe:
+    """A Recipe from plain data. Raises UserError naming the first key at fault."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _first_error(error, data) from None
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The recipe file: as given, or a shipped one by path or bare name."""
+    shipped = shipped_dir("recipes")
+    candidates = [Path(path).expanduser(), shipped.parent / path, shipped / path, shipped / f"{path}.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.absolute()
+    if candidates[0].is_dir():
+        raise UserError(str(path), "is a folder; expected a recipe file.", "See `rlattn recipes` for the shipped ones.")
+    names = [file.stem for file in shipped.glob("*.yaml")] + [
+        file.name for file in candidates[0].absolute().parent.glob("*.y*ml")
+    ]
+    raise UserError(str(path), "no such recipe.", did_you_mean(candidates[0].name.removesuffix(".yaml"), names))
+
+
+def shipped_dir(name: Literal["recipes", "launch", "data"]) -> Path:
+    """The folder of shipped files: inside the installed package, or beside it in a checkout."""
+    packaged = SHIPPED / name
+    return packaged if packaged.is_dir() else SOURCE_ROOT / name
+
+
+def find_file(path: str, base: Path) -> Path | None:
+    """A path of a recipe: beside the recipe, then in the working directory, then among the shipped files."""
+    given = Path(path).expanduser()
+    for root in (base, Path.cwd(), shipped_dir("data").parent):
+        if (root / given).exists():
+            return (root / given).absolute()
+    return None
+
+
+def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old, new) for everything that changes what is trained (not where it is stored or shown)."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not re.match(r"(output_dir|tracking|resume)\b", key)
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _yaml() -> YAML:
+    # YAML 1.2: `1e-6` is a number and `no` is text, unlike PyYAML's 1.1.
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # keep the order of the recipe
+    return yaml
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return _yaml().load(text)
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "somewhere"
+        raise UserError(where, f"not readable as YAML: {error.problem}, {line}.", "Mend that line.") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UserError(where, f"not readable as YAML: {str(error).splitlines()[0]}.") from None
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(override, "not an override.", "Expected key.path=value, such as trainer.max_steps=20.")
+    *parents, leaf = path.split(".")
+    node = data
+    for depth, parent in enumerate(parents):
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise UserError(path, f"{'.'.join(parents[: depth + 1])} is a value, not a section.")
+    node[leaf] = _parse(text, override)
+
+
+def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
+    """Absolute paths for local files, so that the resolved recipe means the same from anywhere."""
+    data = recipe.model_dump()
+    policy = recipe.policy.path
+    if policy != TINY_POLICY:
+        found = find_file(policy, base)
+        if found is not None:
+            data["policy"]["path"] = str(found)
+        elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", policy) or policy.startswith("."):
+            raise UserError("policy.path", f"no folder '{policy}'.", _nearest_file(policy, base))
+    for key in ("path", "eval_path"):
+        given = recipe.task.options.get(key)
+        if recipe.task.python is None and isinstance(given, str) and given:
+            found = find_file(given, base)
+            if found is not None:
+                data["task"][key] = str(found)
+            elif Path(given).suffix in (".jsonl", ".json", ".parquet", ".csv") or given.startswith((".", "/", "~")):
+                raise UserError(f"task.{key}", f"no file '{given}'.", _nearest_file(given, base))
+    deepspeed = recipe.trainer.get("deepspeed")
+    if isinstance(deepspeed, str):
+        found = find_file(deepspeed, base)
+        if found is None:
+            raise UserError("trainer.deepspeed", f"no file '{deepspeed}'.", _nearest_file(deepspeed, base))
+        data["trainer"]["deepspeed"] = str(found)
+    data["output_dir"] = str(recipe.run_dir)
+    return Recipe.model_validate(data)
+
+
+def _nearest_file(path: str, base: Path) -> str:
+    folders = [base / Path(path).parent, Path.cwd() / Path(path).parent, shipped_dir("data").parent / Path(path).parent]
+    names = [entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()]
+    near = difflib.get_close_matches(Path(path).name, names, n=1)
+    looked = "Looked beside the recipe, in the working directory and among the shipped files."
+    return f"Did you mean '{Path(path).parent / near[0]}'? {looked}" if near else looked
+
+
+def _first_error(error: ValidationError, data: Any) -> UserError:
+    first, *others = error.errors()
+    where = ".".join(str(part) for part in first["loc"]) or "recipe"
+    more = f" ({len(others)} more after this one.)" if others else ""
+    kind, value = first["type"], first.get("input")
+    if kind == "extra_forbidden":
+        section = Recipe
+        for part in first["loc"][:-1]:
+            annotation = section.model_fields[str(part)].annotation
+            section = next(c for c in (annotation, *getattr(annotation, "__args__", ())) if _is_model(c))
+        leaf = str(first["loc"][-1])
+        return UserError(where, "unknown key.", (_home_of(leaf) or did_you_mean(leaf, section.model_fields)) + more)
+    if kind == "missing":
+        return UserError(where, "is required.", f"Add it to the recipe.{more}")
+    problem = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind == "value_error":
+        return UserError(where, f"{problem}.", more.strip())
+    if kind == "literal_error":
+        options = [o.strip(" '") for o in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        return UserError(where, f"expected one of {', '.join(options)}; got {value!r}.", did_you_mean(value, options))
+    if kind == "string_pattern_mismatch":
+        shape = "module:Class" if where.endswith("python") else "letters, digits, '_', '-' and '.'"
+        return UserError(where, f"expected {shape}; got {value!r}.{more}")
+    hint = " Put it in quotes to make it text." if kind == "string_type" and isinstance(value, int | float) else ""
+    return UserError(where, f"expected {problem}; got {_short(value)}.{hint}{more}")
+
+
+def _is_model(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _home_of(leaf: str) -> str:
+    """Where a key that was put in the wrong section lives."""
+    if leaf in OWNED_ELSEWHERE:
+        return f"It lives at {OWNED_ELSEWHERE[leaf]}."
+    for name, field in Recipe.model_fields.items():
+        if name == leaf:
+            return f"It lives at the top of the recipe: {name}."
+        if _is_model(field.annotation) and leaf in field.annotation.model_fields:  # type: ignore[union-attr]
+            return f"It lives at {name}.{leaf}."
+    return f"It lives at trainer.{leaf}." if leaf in grpo_fields.load_fields() else ""
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict):
+        return {prefix: data}
+    return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}

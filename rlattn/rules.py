@@ -1,0 +1,134 @@
+"""What must hold between the keys of a recipe, before anything is loaded. Imports neither torch nor TRL."""
+
+from importlib.util import find_spec
+
+from rlattn.errors import UserError
+from rlattn.grpo_fields import load_fields
+from rlattn.recipe import TINY_POLICY, Recipe
+
+INSTALL = {"wandb": "wandb", "trackio": "'rlattn[trackers]'", "tensorboard": "'rlattn[trackers]'"}
+
+
+def setting(recipe: Recipe, key: str) -> object:
+    """A GRPOConfig value: the recipe's, or TRL's default."""
+    return recipe.trainer.get(key, load_fields()[key].default)
+
+
+def number(recipe: Recipe, key: str, default: int) -> int:
+    value = setting(recipe, key)
+    return value if isinstance(value, int) else default
+
+
+def generation_batch(recipe: Recipe, ranks: int) -> int:
+    """Rollouts that are generated together, over all ranks (GRPOConfig's rule)."""
+    size = setting(recipe, "generation_batch_size")
+    if isinstance(size, int):
+        return size
+    per_device = number(recipe, "per_device_train_batch_size", 8)
+    steps = number(recipe, "steps_per_generation", number(recipe, "gradient_accumulation_steps", 1))
+    return per_device * ranks * steps
+
+
+def check_recipe(recipe: Recipe, ranks: int = 1) -> list[str]:
+    """Cross-field rules. Returns warnings, one line each.
+
+    Raises:
+        UserError: the run could not start, or would not do what its recipe says.
+    """
+    _check_batch(recipe, ranks)
+    _check_steps(recipe)
+    _check_combinations(recipe)
+    warnings = []
+    loss = setting(recipe, "loss_type")
+    if setting(recipe, "importance_sampling_level") == "sequence" and loss in ("bnpo", "dr_grpo", "dapo", "cispo"):
+        warnings.append(
+            f"trainer.importance_sampling_level: sequence with loss_type {loss} weights a rollout by its length; "
+            "GSPO (arXiv 2507.18071) goes with loss_type: grpo."
+        )
+    if all(spec.weight == 0 for spec in recipe.rewards.named.values()):
+        warnings.append("rewards: every weight is 0, so nothing is learned.")
+    return warnings
+
+
+def check_installed(recipe: Recipe) -> None:
+    """Packages that this recipe needs beyond the core ones."""
+    for tracker in recipe.tracking.report_to:
+        if find_spec(tracker) is None:
+            raise UserError(
+                "tracking.report_to", f"{tracker} is not installed.", f"Run: pip install {INSTALL[tracker]}"
+            )
+    if recipe.trainer.get("use_vllm") and find_spec("vllm") is None:
+        raise UserError("trainer.use_vllm", "vllm is not installed.", "Run: pip install 'rlattn[vllm]'")
+    if recipe.trainer.get("deepspeed") and find_spec("deepspeed") is None:
+        raise UserError("trainer.deepspeed", "deepspeed is not installed.", "Run: pip install 'rlattn[deepspeed]'")
+    if recipe.policy.attn_implementation.startswith("flash_attention") and find_spec("flash_attn") is None:
+        raise UserError(
+            "policy.attn_implementation", "flash-attn is not installed.", "Run: pip install flash-attn, or use sdpa."
+        )
+
+
+def _check_batch(recipe: Recipe, ranks: int) -> None:
+    group = number(recipe, "num_generations", 8)
+    if "generation_batch_size" in recipe.trainer and "steps_per_generation" in recipe.trainer:
+        raise UserError(
+            "trainer.generation_batch_size", "and steps_per_generation both say how much to generate.", "Keep one."
+        )
+    per_step = number(recipe, "per_device_train_batch_size", 8) * ranks
+    batch = generation_batch(recipe, ranks)
+    if batch % per_step:
+        raise UserError(
+            "trainer.generation_batch_size",
+            f"{batch} is not a multiple of per_device_train_batch_size x ranks = {per_step}.",
+            f"Nearest: {max(1, round(batch / per_step)) * per_step}.",
+        )
+    if batch % group:
+        below = batch - batch % group
+        raise UserError(
+            "trainer.num_generations",
+            f"a generation batch of {batch} rollouts ({ranks} rank{'s' * (ranks > 1)}) does not hold whole groups of "
+            f"{group}, and a group's advantages need all of it.",
+            f"Make per_device_train_batch_size x steps_per_generation x ranks a multiple of {group}"
+            f" (nearest: {f'{below} or ' if below else ''}{below + group}).",
+        )
+
+
+def _check_steps(recipe: Recipe) -> None:
+    if recipe.trainer.get("save_strategy") == "best":
+        raise UserError(
+            "trainer.save_strategy", "'best' is not offered: evaluation here is rlattn's own.", "Use steps or epoch."
+        )
+    if recipe.trainer.get("eval_strategy") == "epoch":
+        raise UserError("trainer.eval_strategy", "epoch is not offered.", "Give trainer.eval_steps: every how many.")
+    if recipe.trainer.get("eval_strategy") == "steps" and "eval_steps" not in recipe.trainer:
+        raise UserError("trainer.eval_steps", "is required with eval_strategy: steps.", "Add it to the recipe.")
+    steps = number(recipe, "max_steps", -1)
+    for key in ("save_steps", "eval_steps", "logging_steps"):
+        every = recipe.trainer.get(key)
+        if isinstance(every, float) and every < 1:
+            raise UserError(f"trainer.{key}", f"{every} would be a share of the run.", "Give a number of steps.")
+        if key == "logging_steps" and 0 < steps < (every or 0):
+            raise UserError(f"trainer.{key}", f"{every} is more than max_steps {steps}: nothing would be logged.")
+    if recipe.task.options.get("streaming") and steps <= 0:
+        raise UserError(
+            "trainer.max_steps", "is required when task.streaming is true: a stream has no length.", "Set it."
+        )
+
+
+def _check_combinations(recipe: Recipe) -> None:
+    if recipe.trainer.get("bf16") and recipe.trainer.get("fp16"):
+        raise UserError("trainer.bf16", "and fp16 are both true.", "Keep one.")
+    if recipe.policy.stop_strings and recipe.trainer.get("mask_truncated_completions"):
+        raise UserError(
+            "policy.stop_strings",
+            "and trainer.mask_truncated_completions exclude each other: what a stop string ended has no end token, "
+            "so TRL would mask it as truncated.",
+            "Drop one of them.",
+        )
+    if recipe.policy.stop_strings and recipe.trainer.get("use_vllm"):
+        raise UserError(
+            "policy.stop_strings", "are for transformers generation.", "Under vLLM: trainer.generation_kwargs.stop."
+        )
+    if recipe.policy.path == TINY_POLICY and recipe.policy.prompt_style == "plain":
+        raise UserError("policy.prompt_style", f"{TINY_POLICY} is warm-started on chat prompts.", "Use chat.")
+    if recipe.policy.path == TINY_POLICY and recipe.policy.revision:
+        raise UserError("policy.revision", f"{TINY_POLICY} is made here and has no revisions.", "Remove the key.")

@@ -1,0 +1,84 @@
+"""`rlattn score`: a recipe's rewards on stored completions, without a policy. How one debugs a reward."""
+
+import json
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from rlattn.errors import UserError
+from rlattn.plugins import build_rewards, build_task
+from rlattn.recipe import Recipe
+from rlattn.rewards import score_safely
+from rlattn.types import Rollout
+
+
+def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
+    """One dict a line of `completions`: its number, every reward (None: neutral) and what failed.
+
+    A line is a JSON object with `completion` and the columns that the task's rows have (`answer`, `numbers`, …);
+    `prompt` is text or chat messages, and may be left out.
+
+    Raises:
+        UserError: the file or a line of it cannot be read.
+    """
+    task, rewards = build_task(recipe), build_rewards(recipe)
+    scored = []
+    for number, row in _lines(completions):
+        prompt = row.get("prompt", "")
+        rollout = Rollout(
+            prompt=prompt,
+            prompt_text=prompt if isinstance(prompt, str) else "\n".join(str(m.get("content", "")) for m in prompt),
+            completion=row["completion"],
+            row=row,
+            task=task,
+        )
+        results = {name: score_safely(reward, rollout) for name, reward in rewards.items()}
+        scored.append(
+            {
+                "line": number,
+                **{name: value for name, (value, _) in results.items()},
+                "failed": {name: problem for name, (_, problem) in results.items() if problem},
+            }
+        )
+    return scored
+
+
+def summary_lines(scored: list[dict[str, Any]], shown: int = 10) -> list[str]:
+    """The first lines' scores, then mean, spread, neutral and failed counts of every reward."""
+    names = [key for key in scored[0] if key not in ("line", "failed")]
+    width = max(10, *(len(name) + 2 for name in names))
+    lines = ["line".ljust(8) + "".join(name.rjust(width) for name in names)]
+    for row in scored[:shown]:
+        cells = ["neutral" if row[name] is None else f"{row[name]:.3f}" for name in names]
+        lines.append(str(row["line"]).ljust(8) + "".join(cell.rjust(width) for cell in cells))
+    if len(scored) > shown:
+        lines.append(f"… {len(scored) - shown} more")
+    values = {name: [row[name] for row in scored if row[name] is not None] for name in names}
+    statistics = {
+        "mean": [f"{fmean(values[n]):.3f}" if values[n] else "-" for n in names],
+        "std": [f"{pstdev(values[n]):.3f}" if values[n] else "-" for n in names],
+        "neutral": [str(len(scored) - len(values[n])) for n in names],
+        "failed": [str(sum(n in row["failed"] for row in scored)) for n in names],
+    }
+    lines += [label.ljust(8) + "".join(cell.rjust(width) for cell in cells) for label, cells in statistics.items()]
+    first_failures = {name: problem for row in reversed(scored) for name, problem in row["failed"].items()}
+    return lines + [f"'{name}' fails first with: {problem}" for name, problem in first_failures.items()]
+
+
+def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        raise UserError("--completions", f"no file '{path}'.", "Expected jsonl, one object with `completion` a line.")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}", f"not JSON: {error}.") from None
+        if not isinstance(row, dict) or not isinstance(row.get("completion"), str):
+            raise UserError(f"{path}, line {number}", "expected an object with a text `completion`.")
+        rows.append((number, row))
+    if not rows:
+        raise UserError(str(path), "is empty.", "Expected one JSON object with `completion` a line.")
+    return rows

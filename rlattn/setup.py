@@ -1,0 +1,150 @@
+"""From a recipe to a trainer: everything checked and built before a weight loads."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback
+from trl import GRPOConfig
+
+from rlattn.data import eval_examples, train_data
+from rlattn.errors import UserError
+from rlattn.evaluate import Example
+from rlattn.plugins import build_rewards, build_task
+from rlattn.policy import PolicySource, prepare_policy
+from rlattn.progress import progress
+from rlattn.prompts import render_ids
+from rlattn.ranks import is_main, say, world_size
+from rlattn.recipe import Recipe
+from rlattn.reward_functions import reward_function
+from rlattn.rules import check_installed, check_recipe, number
+from rlattn.tasks import Task
+from rlattn.trainer import AttentionGRPOTrainer
+from rlattn.types import WarmStart
+
+PROMPTS_MEASURED = 1000  # measuring every prompt of a huge data set would take longer than it is worth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything a run is made of, checked, with no weight loaded yet."""
+
+    recipe: Recipe
+    task: Task
+    policy: PolicySource
+    examples: list[Example]
+    reward_funcs: list[Any]
+    data: Any
+
+
+def prepare(recipe: Recipe) -> Setup:
+    """Validates everything that can be before weights load; makes the tiny policy where the recipe wants it."""
+    for warning in check_recipe(recipe, world_size()):
+        say(f"warning: {warning}")
+    check_installed(recipe)
+    task, rewards = build_task(recipe), build_rewards(recipe)
+    examples = eval_examples(task, recipe.policy)
+    data = train_data(task, recipe.policy)
+    with contextlib.ExitStack() as stack:
+        warm_start = recipe.policy.warm_start or WarmStart()
+        update = None
+
+        def show(step: int, steps: int | None, loss: float, seconds_left: float) -> None:
+            nonlocal update
+            update = update or stack.enter_context(progress("warm start", warm_start.steps))
+            update(step, f"loss {loss:.3f}")
+
+        policy = prepare_policy(recipe.policy, task, show if is_main() else None)
+    check_lengths(recipe, policy, examples)
+    kwargs = template_kwargs(recipe)
+    return Setup(
+        recipe=recipe,
+        task=task,
+        policy=policy,
+        examples=examples,
+        reward_funcs=[
+            reward_function(name, reward, task, policy.tokenizer, kwargs) for name, reward in rewards.items()
+        ],
+        data=data,
+    )
+
+
+def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrides: Any) -> AttentionGRPOTrainer:
+    recipe, policy = setup.recipe, setup.policy
+    trainer = AttentionGRPOTrainer(
+        model=policy.path,
+        reward_funcs=setup.reward_funcs,
+        args=grpo_config(recipe, output_dir, policy.init_kwargs, **overrides),
+        train_dataset=setup.data,
+        processing_class=policy.tokenizer,
+        peft_config=policy.peft_config,
+        callbacks=callbacks,
+        stop_strings=recipe.policy.stop_strings,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def grpo_config(recipe: Recipe, output_dir: Path, model_init_kwargs: dict[str, Any], **overrides: Any) -> GRPOConfig:
+    """The recipe's `trainer` keys, and what other sections say in TRL's own terms."""
+    keys = {k: v for k, v in recipe.trainer.items() if k not in ("eval_steps", "eval_strategy")}
+    gpu = torch.cuda.is_available() and not keys.get("use_cpu")
+    if not gpu and not torch.backends.mps.is_available():
+        keys |= {"use_cpu": True, "dataloader_pin_memory": False}
+    keys.setdefault("bf16", gpu and torch.cuda.is_bf16_supported() and not keys.get("fp16"))
+    rewards = recipe.rewards
+    os.environ.update(tracker_environment(recipe))
+    values = {
+        **keys,
+        "seed": recipe.seed,
+        "output_dir": str(output_dir),
+        "run_name": recipe.name,
+        "report_to": list(recipe.tracking.report_to) or "none",
+        "project": recipe.tracking.project,
+        "reward_weights": [spec.weight for spec in rewards.named.values()],
+        "multi_objective_aggregation": {"sum": "sum_then_normalize", "decoupled": "normalize_then_sum"}[
+            rewards.combine
+        ],
+        "save_total_limit": recipe.resume.keep_last,
+        "model_init_kwargs": model_init_kwargs,
+        "disable_tqdm": True,
+    }
+    try:
+        return GRPOConfig(**(values | overrides))
+    except (ValueError, ImportError) as error:
+        raise UserError("trainer", f"TRL refuses it: {str(error).strip()}") from None
+
+
+def tracker_environment(recipe: Recipe) -> dict[str, str]:
+    """Where each tracker writes, unless the user's environment already says."""
+    run = str(recipe.run_dir)
+    wanted = {
+        "WANDB_PROJECT": recipe.tracking.project,
+        "WANDB_DIR": run,
+        "WANDB_TAGS": ",".join(recipe.tracking.tags),
+        "TENSORBOARD_LOGGING_DIR": f"{run}/tensorboard",
+    }
+    return {key: value for key, value in wanted.items() if value and key not in os.environ}
+
+
+def check_lengths(recipe: Recipe, policy: PolicySource, examples: list[Example]) -> None:
+    """A prompt and a completion must fit the model's context together."""
+    completion = number(recipe, "max_completion_length", 512)
+    prompt = max(
+        len(render_ids(policy.tokenizer, e["prompt"], template_kwargs(recipe))) for e in examples[:PROMPTS_MEASURED]
+    )
+    if policy.context and prompt + completion > policy.context:
+        raise UserError(
+            "trainer.max_completion_length",
+            f"{completion} and the longest held-out prompt ({prompt} tokens) exceed the model's context of "
+            f"{policy.context} tokens.",
+            f"At most {max(policy.context - prompt, 0)}.",
+        )
+
+
+def template_kwargs(recipe: Recipe) -> dict[str, Any]:
+    return dict(recipe.trainer.get("chat_template_kwargs") or {})

@@ -1,0 +1,137 @@
+"""Glue: the run folder, and what is written into it while a run trains.
+
+recipe.yaml (resolved), environment.json, metrics.jsonl, samples.jsonl, checkpoints/, model/, summary.json, report.html.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlattn.errors import UserError
+from rlattn.recipe import Recipe, differences, load_recipe
+
+PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "wandb", "vllm")
+
+
+def open_run(recipe: Recipe) -> int | None:
+    """Checks that `recipe` may run in its folder; the step it continues from, 0 for a new run, None if it is complete.
+
+    Reads only: every rank may call it.
+
+    Raises:
+        UserError: the folder holds something else, or a run of another recipe.
+    """
+    run = recipe.run_dir
+    if run.exists() and not run.is_dir():
+        raise UserError("output_dir", f"{run} is a file.", "Name a folder.")
+    if not run.is_dir() or not any(run.iterdir()):
+        return 0
+    if not (run / "recipe.yaml").is_file():
+        raise UserError("output_dir", f"{run} is not empty and holds no run.", "Name a new folder.")
+    changed = differences(load_recipe(run / "recipe.yaml"), recipe)
+    refused = {
+        key: values
+        for key, values in changed.items()
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in recipe.resume.allow_changed)
+    }
+    if refused:
+        diff = "; ".join(f"{key}: {old} there, {new} here" for key, (old, new) in refused.items())
+        allow = f"resume.allow_changed='[{', '.join(refused)}]'"
+        raise UserError(
+            "output_dir",
+            f"{run} holds a run of another recipe ({diff}).",
+            f"Name another output_dir, or allow it: {allow}",
+        )
+    if read_summary(run) and not changed:
+        return None
+    checkpoint = last_checkpoint(run)
+    return checkpoint_step(checkpoint) if checkpoint else 0
+
+
+def start_run(recipe: Recipe, step: int, world_size: int) -> None:
+    """Writes recipe.yaml and environment.json, and cuts what lies after `step` out of the logs. One rank only."""
+    run = recipe.run_dir
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / "recipe.yaml", recipe.to_yaml())
+    write_text(run / "environment.json", json.dumps(environment(recipe, world_size), indent=2))
+    (run / "summary.json").unlink(missing_ok=True)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        rows = [row for row in read_rows(run / name) if row["step"] <= step] if step else []
+        write_text(run / name, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def environment(recipe: Recipe, world_size: int) -> dict[str, Any]:
+    """What a run depends on besides its recipe. Holds no user names, keys or environment variables."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "rlattn": importlib.metadata.version("rlattn"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "world_size": world_size,
+        "seed": recipe.seed,
+    }
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest complete checkpoint: trainer_state.json is what transformers writes last."""
+    found = [path for path in (run / "checkpoints").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return max(found, key=checkpoint_step, default=None)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a jsonl file; a torn last line, as a kill leaves it, is left out."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict) and "step" in row:
+                yield row
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    path = run / "summary.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """One object, one line. What JSON cannot hold (NaN, inf) becomes null."""
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(clean) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all: written beside and renamed."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _commit() -> str | None:
+    """The commit of the user's working directory, where it is a git checkout."""
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

@@ -1,0 +1,102 @@
+"""One run, from a recipe to a finished run folder. `torchrun … -m rlattn.train RECIPE` trains on many ranks."""
+
+import math
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from rlattn.callbacks import HeldOutEvaluation, MetricsFile, Progress
+from rlattn.closing import finish
+from rlattn.progress import duration
+from rlattn.prompts import render_text
+from rlattn.ranks import is_main, say, world_size
+from rlattn.recipe import Recipe
+from rlattn.rules import number
+from rlattn.setup import make_trainer, prepare, template_kwargs
+from rlattn.tracking import last_checkpoint, open_run, start_run
+from rlattn.trainer import AttentionGRPOTrainer
+
+
+def train(recipe: Recipe) -> None:
+    """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
+    began = time.monotonic()
+    start_step = open_run(recipe)
+    if start_step is None:
+        say(
+            f"{recipe.run_dir} is complete: see its report.html. To train on, raise trainer.max_steps and add\n"
+            "resume.allow_changed='[trainer.max_steps]'; to start over, name another output_dir."
+        )
+        return
+    setup = prepare(recipe)
+    if is_main():
+        start_run(recipe, start_step, world_size())
+    evaluation = HeldOutEvaluation(
+        setup.task,
+        setup.examples,
+        every=recipe.trainer.get("eval_steps") if recipe.trainer.get("eval_strategy") != "no" else None,
+        samples=recipe.tracking.samples,
+        run_dir=recipe.run_dir,
+    )
+    callbacks = [evaluation, MetricsFile(recipe.run_dir)] + ([Progress(evaluation)] if is_main() else [])
+    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks)
+    evaluation.trainer = trainer
+    checkpoint = last_checkpoint(recipe.run_dir) if start_step else None
+    if checkpoint:
+        say(f"continuing from {checkpoint}")
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    save_model(trainer, recipe.run_dir / "model")
+    if is_main():
+        finish(setup, evaluation.latest, result, time.monotonic() - began)
+    if torch.distributed.is_initialized():
+        trainer.accelerator.end_training()
+
+
+def dry_run(recipe: Recipe) -> None:
+    """The rendered prompt, one step, and how long the whole run would take. Leaves nothing behind."""
+    setup = prepare(recipe)
+    first = setup.examples[0]
+    say("The first held-out prompt, as the policy reads it:\n")
+    say(render_text(setup.policy.tokenizer, first["prompt"], template_kwargs(recipe)))
+    with tempfile.TemporaryDirectory(prefix="rlattn-dry-run-") as folder:
+        trainer = make_trainer(setup, Path(folder), [], max_steps=1, save_strategy="no", report_to="none")
+        steps = planned_steps(trainer, recipe)
+        say("\nOne step …")
+        result = trainer.train()
+    seconds = result.metrics["train_runtime"]
+    log = trainer.state.log_history[0]
+    say(f"\nreward {log['reward']:.3f}, completions of {log['completions/mean_length']:.0f} tokens, {seconds:.1f} s.")
+    say(
+        f"{steps} steps would take about {duration(seconds * steps)}, evaluation apart (the first step is the slowest)."
+    )
+    say("Next: the same command without --dry-run.")
+
+
+def planned_steps(trainer: AttentionGRPOTrainer, recipe: Recipe) -> int:
+    """Optimizer steps of the whole run, from max_steps or from epochs over the rows."""
+    steps = number(recipe, "max_steps", -1)
+    if steps > 0:
+        return steps
+    rollouts = len(trainer.train_dataset) * trainer.num_generations * trainer.num_iterations  # type: ignore[arg-type]
+    per_step = trainer.args.train_batch_size * world_size() * trainer.args.gradient_accumulation_steps
+    return math.ceil(float(recipe.trainer.get("num_train_epochs", 3.0)) * rollouts / per_step)
+
+
+def save_model(trainer: AttentionGRPOTrainer, folder: Path) -> None:
+    """Full weights or adapter, tokenizer and generation config; collective, and whole or not at all."""
+    beside = folder.with_name(f".{folder.name}.partial")
+    trainer.save_model(str(beside))
+    trainer.accelerator.wait_for_everyone()
+    if is_main():
+        (beside / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+
+
+if __name__ == "__main__":
+    from rlattn.cli import main
+
+    main(["train", *sys.argv[1:]])

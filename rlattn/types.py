@@ -1,0 +1,49 @@
+"""The shapes that flow through rlattn. Legend: B rollouts, T completion tokens, K rewards, G group size."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlattn.tasks import Task
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One completion of one prompt, as a reward sees it."""
+
+    prompt: str | Messages
+    """What the task asked: plain text, or chat messages."""
+    prompt_text: str
+    """The prompt as the policy read it, chat template applied; it may already open a tag such as `<think>`."""
+    completion: str
+    """What the policy wrote, special tokens dropped."""
+    completion_ids: tuple[int, ...] = ()
+    """The same as token ids; empty when stored text is scored."""
+    row: Mapping[str, Any]
+    """The task's row: every column of it, the gold answer included."""
+    task: "Task"
+    """The task the row comes from; `task.verify(completion, row)` judges an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """How the built-in tiny policy learns a task's format before RL."""
+
+    steps: int = 600
+    noise: float = 0.1
+    """Chance that a worked step of a trace goes wrong, in [0, 1]."""
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    seed: int = 0
+    """Apart from the run's seed, so that runs of several seeds share one warm start."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.batch_size < 1:
+            raise ValueError(f"expected steps >= 0 and batch_size >= 1, got {self.steps} and {self.batch_size}")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"noise: expected 0 to 1, got {self.noise}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate: expected more than 0, got {self.learning_rate}")

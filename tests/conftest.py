@@ -1,0 +1,40 @@
+"""Shared by the tests: policies and recipes small enough for a CPU, and a cache that lasts one test session."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parent.parent
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["OMP_NUM_THREADS"] = "1"  # two test processes on two cores, and the same sums everywhere
+os.environ["WANDB_MODE"] = "offline"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["RLATTN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+# A run of seconds: a barely warm-started policy, three steps.
+SMALL = (
+    "policy.warm_start={steps: 30, batch_size: 16}",
+    "policy.supervised_control=false",
+    "task={kind: arithmetic, terms: [3, 3], eval_rows: 8}",
+    "trainer={max_steps: 3, num_generations: 4, per_device_train_batch_size: 8, max_completion_length: 64,"
+    " learning_rate: 1e-3, gradient_checkpointing: false, eval_steps: 2, save_steps: 2, per_device_eval_batch_size: 8}",
+)
+
+
+def rlattn(*arguments: str, cwd: Path, ranks: int = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Runs the command line as a user would, or under torchrun when `ranks` is given."""
+    command = [sys.executable, "-m", "rlattn.cli", *arguments]
+    if ranks:
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port=0", "--standalone"]
+        assert arguments[0] == "train"
+        command = [sys.executable, *launcher, "-m", "rlattn.train", *arguments[1:]]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)

@@ -1,0 +1,86 @@
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlattn.tasks.arithmetic import Arithmetic
+
+TASK = Arithmetic(train_rows=300, eval_rows=60)
+ROW = TASK.rows("eval")[0]
+
+
+@pytest.mark.parametrize("task", [TASK, Arithmetic(terms=(2, 8), largest=19, train_rows=300, eval_rows=60)])
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_gold_and_noiseless_traces_are_right(task, split):
+    rng = Random(0)
+    for row in task.rows(split):
+        assert task.verify(task.gold(row), row) == 1.0
+        assert task.verify(task.trace(row, rng, 0.0), row) == 1.0
+
+
+def test_rows_are_as_promised():
+    for row in TASK.rows("train"):
+        totals = [sum(row["terms"][: i + 1]) for i in range(len(row["terms"]))]
+        assert 4 <= len(row["terms"]) <= 6
+        assert all(0 <= total <= 999 for total in totals) and totals[-1] == row["answer"]
+        assert all(10 <= abs(term) <= 99 for term in row["terms"])
+
+
+def test_splits_are_disjoint_and_eval_does_not_depend_on_train_rows():
+    train, evaluation = ({row["prompt"] for row in TASK.rows(split)} for split in ("train", "eval"))
+    assert len(train) == 300 and len(evaluation) == 60 and not train & evaluation
+    assert TASK.rows("eval") == Arithmetic(train_rows=10, eval_rows=60).rows("eval")
+    assert TASK.rows("eval") != Arithmetic(train_rows=300, eval_rows=60, data_seed=1).rows("eval")
+
+
+def test_noise_makes_traces_wrong_and_keeps_totals_in_range():
+    rng = Random(0)
+    rows = TASK.rows("train")
+    traces = [TASK.trace(row, rng, 1.0) for row in rows]
+    assert sum(TASK.verify(trace, row) for trace, row in zip(traces, rows, strict=True)) < 0.1 * len(rows)
+    numbers = [int(word) for trace in traces for word in trace.split() if word.lstrip("-").isdigit()]
+    assert min(numbers) >= 0 and max(numbers) <= 999
+
+
+@pytest.mark.parametrize(
+    "template", ["<answer> {} </answer>", "<answer>\n{}</answer> bye", "<answer>1</answer> <answer>{}</answer>"]
+)
+def test_last_answer_counts(template):
+    assert TASK.verify(template.format(ROW["answer"]), ROW) == 1.0
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "",
+        "{}",
+        "<answer> {}",
+        "</answer> {} <answer>",
+        "<answer> {} apples </answer>",
+        "<answer> {}.0 </answer>",
+        "<answer> {} {} </answer>",
+        "<answer> {} </answer> <answer> no </answer>",
+        "<answer> " + "9" * 10_000 + " </answer>",
+        "<answer> ٧٣ </answer>",
+        "<answer>" * 100_000,
+        "<answer> </answer>" * 100_000,
+    ],
+)
+def test_nonsense_scores_zero(completion):
+    assert TASK.verify(completion.replace("{}", str(ROW["answer"])), ROW) == 0.0
+
+
+@given(st.text() | st.text().map(lambda text: f"<answer>{text}</answer>"))
+def test_verify_never_raises(text):
+    assert TASK.verify(text, ROW) in (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"terms": (1, 4)}, {"terms": (5, 4)}, {"terms": (4, 9)}, {"largest": 100}, {"largest": 18}, {"train_rows": 0},
+     {"terms": (2, 2), "train_rows": 100_000}],
+)  # fmt: skip
+def test_bad_options_are_named(options):
+    with pytest.raises(ValueError, match=list(options)[-1]):
+        Arithmetic(**options)

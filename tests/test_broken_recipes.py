@@ -1,0 +1,155 @@
+"""Fifty broken recipes: each ends in exit code 2 and one message that says what, where and how to mend it."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlattn.check import check
+from rlattn.errors import UserError
+from rlattn.recipe import load_recipe
+
+GOOD = """
+name: broken
+policy: {path: tiny-reasoner}
+task: {kind: arithmetic}
+rewards: {accuracy: {weight: 1.0}}
+trainer: {max_steps: 10, per_device_train_batch_size: 8, num_generations: 8}
+"""
+DATASET = "task={kind: dataset, path: rows.jsonl, eval_rows: 1}"
+
+# (what the user wrote: overrides, or a whole recipe; what the message must hold)
+BROKEN: list[tuple[list[str] | str, list[str]]] = [
+    (["trainer.lerning_rate=1"], ["trainer.lerning_rate", "unknown key", "'learning_rate'"]),
+    (["learning_rate=1e-6"], ["learning_rate", "trainer.learning_rate"]),
+    (["trainer.lora={r: 8}"], ["trainer.lora", "policy.lora"]),
+    (["policy.temperature=1"], ["policy.temperature", "trainer.temperature"]),
+    (["trainer.seed=1"], ["trainer.seed", "lives at seed"]),
+    (["trainer.output_dir=x"], ["lives at output_dir"]),
+    (["trainer.run_name=x"], ["lives at name"]),
+    (["trainer.report_to=wandb"], ["lives at tracking.report_to"]),
+    (["trainer.reward_weights=[1]"], ["lives at rewards.<name>.weight"]),
+    (["trainer.multi_objective_aggregation=normalize_then_sum"], ["lives at rewards.combine"]),
+    (["trainer.save_total_limit=2"], ["lives at resume.keep_last"]),
+    (["trainer.trust_remote_code=true"], ["never executes code"]),
+    (["trainer.resume_from_checkpoint=x"], ["the same command continues"]),
+    (["trainer.max_steps=ten"], ["trainer.max_steps", "whole number", "'ten'"]),
+    (["trainer.max_steps=1.5"], ["trainer.max_steps", "whole number"]),
+    (["trainer.learning_rate=fast"], ["trainer.learning_rate", "number", "'fast'"]),
+    (["trainer.learning_rate='1e-6'"], ["trainer.learning_rate", "number"]),
+    (["trainer.learning_rate=-1"], ["trainer.learning_rate", "0"]),
+    (["trainer.num_generations=1"], ["trainer.num_generations", "2"]),
+    (["trainer.per_device_train_batch_size=0"], ["trainer.per_device_train_batch_size", "1"]),
+    (["trainer.temperature=0"], ["trainer.temperature", "0"]),
+    (["trainer.bf16=3"], ["trainer.bf16"]),
+    (["trainer.loss_type=grop"], ["trainer.loss_type", "'grpo'"]),
+    (["trainer.importance_sampling_level=sentence"], ["trainer.importance_sampling_level", "'sequence'"]),
+    (["trainer.lr_scheduler_type=cosin"], ["trainer.lr_scheduler_type", "'cosine'"]),
+    (["trainer.num_generations=3"], ["trainer.num_generations", "whole groups of 3", "nearest: 6 or 9"]),
+    (["trainer.generation_batch_size=12", "trainer.num_generations=4"], ["not a multiple", "Nearest: 16"]),
+    (["trainer.generation_batch_size=8", "trainer.steps_per_generation=2"], ["Keep one"]),
+    (["trainer.logging_steps=100"], ["trainer.logging_steps", "max_steps"]),
+    (["trainer.eval_steps=0.1"], ["trainer.eval_steps", "number of steps"]),
+    (["trainer.eval_strategy=epoch"], ["trainer.eval_strategy", "eval_steps"]),
+    (["trainer.save_strategy=best"], ["trainer.save_strategy"]),
+    (["trainer.bf16=true", "trainer.fp16=true"], ["trainer.bf16", "fp16"]),
+    (["trainer.deepspeed=launch/deepspeed/zero4.json"], ["trainer.deepspeed", "no file", "zero3.json"]),
+    (["policy.stop_strings=[x]", "trainer.mask_truncated_completions=true"], ["policy.stop_strings", "as truncated", "Drop"]),
+    (["policy.dtype=float64"], ["policy.dtype", "float32, bfloat16, float16", "'float64'"]),
+    (["policy.lora.rank=8"], ["policy.lora.rank", "unknown key", "r,"]),
+    (["policy.lora.r=0"], ["policy.lora.r", "greater than or equal to 1"]),
+    (["policy.path=./nowhere"], ["policy.path", "no folder './nowhere'"]),
+    (["policy.path=nobody/nothing"], ["policy.path", "nobody/nothing", "hub"]),
+    (["policy.prompt_style=plain"], ["policy.prompt_style", "chat"]),
+    (["policy=tiny-reasoner"], ["policy", "dictionary"]),
+    (["task.kind=arithmatic"], ["task.kind", "unknown task 'arithmatic'", "'arithmetic'"]),
+    (["task.trms=[3, 4]"], ["task.trms", "unknown option of Arithmetic", "'terms'"]),
+    (["task.terms=[0, 99]"], ["task", "terms"]),
+    (["task.terms=many"], ["task.terms", "'many'"]),
+    (["task={}"], ["task.kind", "is required"]),
+    (["task.python=nothing"], ["task.python", "module:Class"]),
+    (["task={python: no_such_module:Task}"], ["task.python", "no module 'no_such_module'"]),
+    (["task={python: json:JSONEncodr}"], ["task.python", "no class", "'JSONEncoder'"]),
+    (["task={python: json:JSONEncoder}"], ["task.python", "lacks the method"]),
+    (["rewards={}"], ["rewards", "at least one"]),
+    (["rewards={acuracy: {}}"], ["rewards.acuracy", "unknown reward", "'accuracy'"]),
+    (["rewards.accuracy.weight=heavy"], ["rewards.accuracy.weight", "number"]),
+    (["rewards.accuracy.weight=.nan"], ["rewards.accuracy.weight", "finite"]),
+    (["rewards.format.tags=[]"], ["rewards.format", "at least one tag"]),
+    (["rewards.combine=product"], ["rewards.combine", "sum, decoupled"]),
+    (["tracking.report_to=[wandbb]"], ["tracking.report_to", "'wandb'"]),
+    (["resume.keep_last=0"], ["resume.keep_last", "greater than or equal to 1"]),
+    (["name=12"], ["name", "quotes"]),
+    (["name='a/b'"], ["name", "letters"]),
+    (["seed=-1"], ["seed"]),
+    (["trainer.max_steps"], ["not an override", "key.path=value"]),
+    (["name.x=1"], ["name is a value, not a section"]),
+    ("name: [unclosed", ["not readable as YAML", "line"]),
+    ("- a\n- list", ["expected a recipe"]),
+    ("", ["expected a recipe"]),
+    ("name: a\nname: b", ["not readable as YAML", "duplicate"]),
+    ("\tname: tab", ["not readable as YAML"]),
+    ("name: x", ["policy", "is required"]),
+    (["task={kind: dataset, path: missing.jsonl}"], ["task.path", "no file 'missing.jsonl'"]),
+    (["task={kind: dataset}"], ["task.path", "is required"]),
+    ([f"{DATASET[:-1]}, columns: {{prompt: question, answer: answer}}}}"], ["question", "prompt"]),
+    (["task={kind: dataset, path: null_row.jsonl, eval_rows: 1}"], ["row 2"]),
+    (["task={kind: dataset, path: number_row.jsonl, eval_rows: 1}"], ["row 2", "text"]),
+    (["task={kind: dataset, path: torn.jsonl, eval_rows: 1}"], ["line 2"]),
+    (["task={kind: dataset, path: empty.jsonl}"], ["empty"]),
+    (["task={kind: dataset, path: rows.jsonl, eval_rows: 99}"], ["eval_rows", "99"]),
+    (["task={kind: dataset, path: rows.jsonl, eval_rows: 1, streaming: true}", "trainer.max_steps=-1"], ["max_steps"]),
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    row = '{"prompt": "1 + 1", "answer": "2"}\n'
+    (tmp_path / "rows.jsonl").write_text(row * 3)
+    (tmp_path / "null_row.jsonl").write_text(row + '{"prompt": null, "answer": "2"}\n' + row)
+    (tmp_path / "number_row.jsonl").write_text(row + '{"prompt": 7, "answer": "2"}\n' + row)
+    (tmp_path / "torn.jsonl").write_text(row + '{"prompt": "1 +')
+    (tmp_path / "empty.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("broken", "expected"), BROKEN, ids=lambda value: str(value)[:60])
+def test_one_message_says_what_where_and_how(broken, expected, folder):
+    file = folder / "broken.yaml"
+    file.write_text(broken if isinstance(broken, str) else GOOD)
+    with pytest.raises(UserError) as caught:
+        check(load_recipe(file, [] if isinstance(broken, str) else broken), ranks=1, gpu_memory=None)
+    message = str(caught.value)
+    for part in expected:
+        assert part in message
+    assert "\n" not in message
+    assert len(message) < 500
+
+
+def test_there_are_fifty():
+    assert len(BROKEN) >= 50
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+@pytest.mark.parametrize("index", [0, 13, 25, 42])
+def test_exit_code_2_no_traceback_and_at_once(command, index, folder):
+    (folder / "broken.yaml").write_text(GOOD)
+    began = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-m", "rlattn.cli", command, "broken.yaml", *BROKEN[index][0]],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "Traceback" not in result.stdout + result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    for part in BROKEN[index][1]:
+        assert part in result.stderr
+    assert time.monotonic() - began < 30, "it is refused before anything heavy is imported"
+    assert not (folder / "runs").exists()
+
+
+def test_a_missing_recipe_names_the_nearest(folder):
+    with pytest.raises(UserError, match=r"no such recipe. Did you mean 'quickstart'\?"):
+        load_recipe("recipes/quikstart.yaml")

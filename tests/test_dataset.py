@@ -1,0 +1,285 @@
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlattn.errors import UserError
+from rlattn.tasks.dataset import DatasetTask
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "data"
+SAMPLES = ROOT.parent / "shared" / "samples"
+ROWS = [{"question": f"{i} + {i}?", "answer": f"Add.\n#### {2 * i}", "level": i % 3} for i in range(10)]
+COLUMNS = {"prompt": "question"}
+
+
+def write(path: Path, rows: list) -> Path:
+    import pyarrow
+    from pyarrow import csv, parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
+    elif path.suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        csv.write_csv(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def task(path: Path | str, **options) -> DatasetTask:
+    return DatasetTask(**{"path": str(path), "columns": COLUMNS, "eval_rows": 2, **options})
+
+
+def message(task: DatasetTask) -> str:
+    with pytest.raises(UserError) as caught:
+        list(task.rows("train"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_format_gives_the_same_rows(tmp_path, suffix, streaming):
+    made = task(write(tmp_path / f"train{suffix}", ROWS), streaming=streaming)
+    train, held_out = list(made.rows("train")), list(made.rows("eval"))
+    assert (len(train), len(held_out)) == (8, 2)
+    assert {row["prompt"] for row in train}.isdisjoint(row["prompt"] for row in held_out)
+    rows = sorted(train + held_out, key=lambda row: row["prompt"])
+    assert [row["answer"] for row in rows] == [str(2 * i) for i in range(10)]
+    assert [int(row["level"]) for row in rows] == [i % 3 for i in range(10)]
+    assert all(made.verify(made.gold(row), row) == 1.0 for row in rows)
+    assert made.first_rows(3)[2]["prompt"] == "2 + 2?"
+
+
+def test_json_may_hold_lines(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert len(task(path).rows("train")) == 8
+
+
+def test_the_held_out_choice_is_seeded(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    prompts = [tuple(row["prompt"] for row in task(path, data_seed=seed).rows("eval")) for seed in (0, 0, 1, 2, 3)]
+    assert prompts[0] == prompts[1]
+    assert len(set(prompts)) > 1
+
+
+def test_a_stream_is_lazy_and_skips_its_evaluation_head(tmp_path):
+    import datasets
+
+    made = task(write(tmp_path / "a.jsonl", [*ROWS[:5], {"question": None, "answer": "1"}]), streaming=True)
+    stream = made.rows("train")
+    assert isinstance(stream, datasets.IterableDataset)
+    assert [row["prompt"] for row in made.rows("eval")] == ["0 + 0?", "1 + 1?"]
+    assert [row["prompt"] for row in stream.take(2)] == ["2 + 2?", "3 + 3?"]
+    assert "a.jsonl, row 6, column 'question': expected text or chat messages, found null" in message(made)
+
+
+def test_eval_path_and_no_held_out_rows(tmp_path):
+    train, held_out = write(tmp_path / "train.jsonl", ROWS), write(tmp_path / "test.csv", ROWS[:3])
+    made = task(train, eval_path=str(held_out))
+    assert (len(made.rows("train")), len(made.rows("eval"))) == (10, 3)
+    assert len(made.first_rows(2)) == 2
+    made = task(train, eval_rows=0)
+    assert (len(made.rows("train")), len(made.rows("eval"))) == (10, 0)
+
+
+def test_a_folder_has_splits(tmp_path):
+    for i in range(2):
+        write(tmp_path / f"train-0000{i}.parquet", ROWS[5 * i : 5 * i + 5])
+    write(tmp_path / "test-00000.parquet", ROWS[:1])
+    made = task(tmp_path, eval_split="test")
+    assert [row["level"] for row in made.rows("train")] == [i % 3 for i in range(10)]
+    assert len(made.rows("eval")) == 1
+    text = message(task(tmp_path, split="dev"))
+    assert "no file here is named for the split 'dev'. Set task.split or task.eval_split. Files: test-0000" in text
+    write(tmp_path / "more.csv", ROWS)
+    assert "holds both .csv and .parquet files. Name one file" in message(task(tmp_path))
+    (tmp_path / "none").mkdir()
+    assert "holds no .jsonl, .json, .parquet, .csv file" in message(task(tmp_path / "none"))
+
+
+def test_instruction_and_chat_prompts(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    assert task(path, instruction="Box it.").first_rows(1)[0]["prompt"] == "0 + 0?\nBox it."
+    chat = DatasetTask(path=str(DATA / "chat_sample.jsonl"), eval_rows=5)
+    row = chat.rows("train")[0]
+    assert [part["role"] for part in row["prompt"]] == ["system", "user"]
+    assert chat.verify(chat.gold(row), row) == 1.0
+    with pytest.raises(UserError, match=r"task\.instruction: is for text prompts"):
+        DatasetTask(path=chat.path, instruction="Box it.").first_rows(1)
+    parquet = write(tmp_path / "chat.parquet", [{"prompt": row["prompt"], "answer": "1"}] * 3)
+    assert DatasetTask(path=str(parquet), eval_rows=1).rows("train")[0]["prompt"] == row["prompt"]
+
+
+def test_numbers_are_answers(tmp_path):
+    path = write(tmp_path / "a.parquet", [{"question": "6 * 7?", "answer": 42}] * 3)
+    made = task(path)
+    assert made.rows("train")[0]["answer"] == "42"
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"question": None, "answer": "1"}, "row 3, column 'question': expected text or chat messages, found null."),
+        ({"question": 5, "answer": "1"}, "row 3, column 'question': expected text or chat messages, found int (5)."),
+        ({"question": " ", "answer": "1"}, "row 3, column 'question': the prompt is empty."),
+        ({"question": [], "answer": "1"}, "row 3, column 'question': the prompt has no messages."),
+        ({"question": ["hi"], "answer": "1"}, "message 1: expected {role, content}, found str (hi)."),
+        ({"question": [{"role": "user"}], "answer": "1"}, "message 1: expected 'content' to be text, found null."),
+        ({"question": [{"role": 1, "content": "x"}], "answer": "1"}, "expected 'role' to be text, found int (1)."),
+        ({"question": "q", "answer": None}, "row 3, column 'answer': expected text or a number, found null."),
+        ({"question": "q", "answer": True}, "row 3, column 'answer': expected text or a number, found bool (True)."),
+        ({"question": "q", "answer": " "}, "row 3, column 'answer': the gold answer is empty."),
+        ({"question": "q", "anwser": "1"}, "has no column 'answer' (task.columns.answer). Did you mean 'anwser'?"),
+        ("text", "row 3: expected an object, found str."),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_bad_row_is_named(tmp_path, row, problem, streaming):
+    path = write(tmp_path / "bad.jsonl", [*ROWS[:2], row, *ROWS[2:]])
+    text = message(task(path, streaming=streaming, eval_rows=1))
+    assert text.startswith(str(path))
+    assert problem in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jsonl", '{"question": "q", "answer": "1"}\n\n{"question": \n', "a.jsonl, line 3: bad JSON: Expecting"),
+        ("a.json", '[{"question": "q",\n "answer": }]', "a.json, line 2: bad JSON: Expecting value."),
+        ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: bad JSON: nested too deeply."),
+        ("a.jsonl", "\n", "the data set is empty: it has no rows. Check task.path"),
+        ("a.json", "[]", "the data set is empty"),
+        ("a.csv", "", "the data set is empty"),
+        ("a.csv", "question,answer\n", "the data set is empty"),
+        ("a.csv", "question,answer\nq,1,000\n", "a.csv, row 1: has more cells than the header."),
+        ("a.csv", "question,answer\nq\n", "a.csv, row 1, column 'answer': expected text or a number, found null."),
+        ("a.csv", "qestion,answer\nq,1\n", "has no column 'question' (task.columns.prompt). Did you mean 'qestion'?"),
+        ("a.parquet", "no", "a.parquet: is not a Parquet file"),
+        ("a.txt", "no", "a.txt: cannot read '.txt' files. Supported: .jsonl, .json, .parquet, .csv."),
+        ("a.jsonl", b"\xff\xfe", "a.jsonl: is not UTF-8 text."),
+        ("a.csv", "question,answer\n" + "q" * 200_000 + ",1\n", "a.csv: is not readable as CSV: field larger"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, name, content, problem):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert problem in message(task(tmp_path / name))
+
+
+def test_a_missing_file_names_the_nearest(tmp_path):
+    write(tmp_path / "train.jsonl", ROWS)
+    assert "trian.jsonl: no such file. Did you mean 'train.jsonl'?" in message(task(tmp_path / "trian.jsonl"))
+    assert "does not exist" in message(task(tmp_path / "gone" / "train.jsonl"))
+
+
+def test_bad_options(tmp_path):
+    path = write(tmp_path / "train.jsonl", ROWS)
+    assert "is a single file and has no split 'test'" in message(task(path, split="test"))
+    assert "task.config: is for data sets on the hub" in message(task(path, config="main"))
+    assert "task.revision: is for data sets on the hub" in message(task(path, revision="main"))
+    for streaming in (False, True):
+        text = message(task(path, eval_rows=10, streaming=streaming))
+        assert "task.eval_rows: is 10, but" in text and "has only 10 rows" in text
+    for options, problem in [
+        ({"columns": {"promt": "q"}}, "task.columns.promt: is not a column rlattn reads. Did you mean 'prompt'?"),
+        ({"eval_rows": -1}, "task.eval_rows: is -1"),
+        ({"eval_path": str(path)}, "task.eval_path: is the training data."),
+        ({"eval_split": "train"}, "task.eval_split: is the training split, 'train'."),
+    ]:
+        with pytest.raises(UserError) as caught:
+            task(path, **options)
+        assert problem in str(caught.value)
+
+
+def test_first_rows_reads_no_further_and_imports_no_datasets(tmp_path):
+    path = write(tmp_path / "train.jsonl", [*ROWS, {"question": None}])
+    code = (
+        "import sys; from rlattn.tasks.dataset import DatasetTask\n"
+        f"rows = DatasetTask(path={str(path)!r}, columns={COLUMNS}).first_rows(4)\n"
+        "assert len(rows) == 4 and not {'datasets', 'torch', 'math_verify', 'pyarrow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_hub_loads_and_its_faults_are_one_message(monkeypatch):
+    import datasets
+
+    rows = datasets.Dataset.from_list(ROWS)
+    asked = []
+
+    def load(path, *, streaming, **options):
+        asked.append((path, options))
+        return rows.to_iterable_dataset() if streaming else rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for streaming in (False, True):
+        made = task("user/sums", config="main", revision="v1", streaming=streaming)
+        assert (len(list(made.rows("train"))), len(list(made.rows("eval")))) == (8, 2)
+        assert made.first_rows(1)[0]["answer"] == "0"
+    assert asked[0] == ("user/sums", {"name": "main", "split": "train", "revision": "v1"})
+
+    bad = datasets.Dataset.from_list([*ROWS, {"question": None, "answer": "1", "level": 0}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: bad)
+    assert "user/sums, row 11, column 'question': expected text" in message(task("user/sums"))
+
+    def fail(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    text = message(task("user/sums"))
+    assert "user/sums: cannot reach the hub" in text
+    assert "Give a local path, or set HF_HUB_OFFLINE=1 with a cached copy." in text
+
+
+def test_hub_faults_as_datasets_raises_them(monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    assert "cannot reach the hub" in message(task("rlattn-test/not-cached"))
+
+
+@given(answer=st.text(min_size=1).filter(str.strip))
+def test_gold_scores_one_for_any_plain_answer(answer):
+    from rlattn.tasks.answers import gold_answer
+
+    made, row = DatasetTask(path="x"), {"prompt": "q", "answer": gold_answer(answer)}
+    assert made.verify(made.gold(row), row) == 1.0
+
+
+@pytest.mark.skipif(not SAMPLES.exists(), reason="the shared samples are not here")
+@pytest.mark.parametrize(
+    ("name", "columns", "size"),
+    [
+        ("gsm8k_train_500.jsonl", {"prompt": "question"}, 500),
+        ("gsm8k_model_solutions_200.jsonl", {"prompt": "question", "answer": "ground_truth"}, 200),
+    ],
+)
+def test_gold_scores_one_on_real_rows(name, columns, size):
+    made = DatasetTask(path=str(SAMPLES / name), columns=columns, eval_rows=0)
+    rows = made.rows("train")
+    assert len(rows) == size
+    assert all(made.verify(made.gold(row), row) == 1.0 for row in rows)
+    solutions = [json.loads(line)[columns.get("answer", "answer")] for line in Path(made.path).read_text().splitlines()]
+    assert all(made.verify(solution, row) == 1.0 for solution, row in zip(solutions, rows, strict=True))
+    assert all(made.verify("no answer", row) == 0.0 for row in rows)
+
+
+def test_samples_are_what_their_script_makes(tmp_path):
+    runpy.run_path(str(DATA / "make_samples.py"))["main"](tmp_path)
+    made = sorted(tmp_path.iterdir())
+    assert [file.name for file in made] == ["chat_sample.jsonl", "countdown_sample.jsonl", "word_problems.jsonl"]
+    for file in made:
+        assert file.read_bytes() == (DATA / file.name).read_bytes()
+
+
+def test_gold_scores_one_on_the_samples():
+    for name, columns in (("word_problems", COLUMNS), ("countdown_sample", {}), ("chat_sample", {})):
+        made = DatasetTask(path=str(DATA / f"{name}.jsonl"), columns=columns, eval_rows=10)
+        rows = [*made.rows("train"), *made.rows("eval")]
+        assert all(made.verify(made.gold(row), row) == 1.0 for row in rows)

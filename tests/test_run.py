@@ -1,0 +1,209 @@
+"""Real runs, started as a user starts them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import SMALL, rlattn
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlattn.tracking import read_rows
+
+RUN = "runs/quickstart"
+
+
+def metrics(folder, run=RUN):
+    return list(read_rows(folder / run / "metrics.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    result = rlattn("train", "quickstart", *SMALL, "policy.supervised_control=true", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_the_run_folder_holds_what_it_promises(finished):
+    folder, _ = finished
+    run = folder / RUN
+    names = {path.name for path in run.iterdir()}
+    promised = "recipe.yaml environment.json metrics.jsonl samples.jsonl checkpoints model summary.json report.html"
+    assert names >= set(promised.split())
+    rows = metrics(folder)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 2, 3]
+    logged = {"reward", "rewards/accuracy/mean", "rewards/format/mean", "time/step"}
+    assert all(logged <= row.keys() for row in rows[1:])
+    assert json.loads((run / "environment.json").read_text())["packages"]["trl"]
+    assert "training_args.bin" not in os.listdir(run / "model")
+
+
+def test_the_summary_says_where_everything_is_and_what_is_next(finished):
+    _, result = finished
+    for part in ("held-out accuracy before", "after", "supervised", "model/", "report.html", "Next:"):
+        assert part.rstrip("/") in result.stdout
+    assert re.search(r"train \d/3: reward .*accuracy", result.stderr)
+
+
+def test_the_model_loads_and_speaks(finished):
+    folder, _ = finished
+    model = AutoModelForCausalLM.from_pretrained(folder / RUN / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / RUN / "model")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is 12 + 13 ?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    assert model.generate(**ids, max_new_tokens=4).shape[1] > ids["input_ids"].shape[1]
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_the_same_command_again_says_that_it_is_complete(finished):
+    folder, _ = finished
+    before = (folder / RUN / "metrics.jsonl").read_text()
+    result = rlattn("train", "quickstart", *SMALL, "policy.supervised_control=true", cwd=folder)
+    assert result.returncode == 0
+    assert "complete" in result.stdout
+    assert (folder / RUN / "metrics.jsonl").read_text() == before
+
+
+def test_another_recipe_is_refused_the_folder(finished):
+    folder, _ = finished
+    result = rlattn("train", "quickstart", *SMALL, "policy.supervised_control=true", "seed=5", cwd=folder)
+    assert result.returncode == 2
+    assert "seed: 0 there, 5 here" in result.stderr
+    assert "resume.allow_changed='[seed]'" in result.stderr
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("precious")
+    result = rlattn("train", "quickstart", *SMALL, "output_dir=thesis", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "holds no run" in result.stderr
+
+
+def test_same_recipe_and_seed_same_numbers_another_seed_others(finished, tmp_path):
+    folder, _ = finished
+    assert rlattn("train", "quickstart", *SMALL, cwd=tmp_path).returncode == 0
+    assert rlattn("train", "quickstart", *SMALL, "seed=1", "output_dir=other", cwd=tmp_path).returncode == 0
+    timed = re.compile(r"time|seconds")
+    first, again, other = (
+        [{k: v for k, v in row.items() if not timed.search(k)} for row in metrics(where, run)]
+        for where, run in ((folder, RUN), (tmp_path, RUN), (tmp_path, "other"))
+    )
+    assert first == again
+    assert first != other
+    weights = [load_file(where / RUN / "model" / "model.safetensors") for where in (folder, tmp_path)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(finished, tmp_path):
+    rlattn("train", "quickstart", *SMALL, cwd=tmp_path)
+    longer = ("trainer.max_steps=5", "resume.allow_changed=[trainer.max_steps]")
+    result = rlattn("train", "quickstart", *SMALL, *longer, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "continuing from" in result.stdout
+    assert [row["step"] for row in metrics(tmp_path)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
+    arguments = [*SMALL, "trainer.max_steps=8", "output_dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlattn.cli", "train", "quickstart", *arguments],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    for _ in range(1200):
+        if (tmp_path / "run/checkpoints/checkpoint-4/trainer_state.json").exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    result = rlattn("train", "quickstart", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "continuing from" in result.stdout
+    assert [row["step"] for row in metrics(tmp_path, "run")] == list(range(9))
+
+
+def test_two_ranks_train_under_torchrun(tmp_path):
+    result = rlattn("train", "quickstart", *SMALL, "trainer.per_device_train_batch_size=6", cwd=tmp_path, ranks=2)
+    assert result.returncode == 0, result.stderr
+    rows = metrics(tmp_path)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert rows[0]["eval/rows"] == 8
+    assert json.loads((tmp_path / RUN / "environment.json").read_text())["world_size"] == 2
+    assert result.stdout.count("held-out accuracy before") == 1
+
+
+def test_a_mistake_under_torchrun_is_said_once(tmp_path):
+    result = rlattn("train", "quickstart", *SMALL, "trainer.num_generations=5", cwd=tmp_path, ranks=2)
+    assert result.returncode != 0
+    assert result.stderr.count("rlattn: trainer.num_generations") == 1
+
+
+def test_dry_run_shows_the_prompt_and_leaves_nothing(tmp_path):
+    result = rlattn("train", "quickstart", *SMALL, "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "<|assistant|>" in result.stdout
+    assert re.search(r"3 steps would take about \d", result.stdout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lora_trains_and_exports_merged(finished, tmp_path):
+    folder, _ = finished
+    base = folder / RUN / "model"
+    recipe = (f"policy={{path: {base}, lora: {{r: 4}}}}", *SMALL[2:], "output_dir=run")
+    result = rlattn("train", "quickstart", *recipe, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run/model/adapter_config.json").is_file()
+    assert rlattn("export", "run", "--merge", "--out", "merged", cwd=tmp_path).returncode == 0
+    merged, before = (load_file(where / "model.safetensors") for where in (tmp_path / "merged", base))
+    changed = [name for name in before if name in merged and not torch.equal(before[name], merged[name])]
+    assert any("proj" in name for name in changed)
+    assert not any("norm" in name for name in changed)
+
+
+def test_export_copies_full_weights_and_refuses_what_it_cannot_do(finished, tmp_path):
+    folder, _ = finished
+    out = str(tmp_path / "out")
+    assert rlattn("export", RUN, "--out", out, cwd=folder).returncode == 0
+    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() > 1e6
+    for arguments, message in (
+        (("export", RUN, "--out", out), "exists"),
+        (("export", RUN, "--merge", "--out", out + "2"), "no adapter"),
+        (("export", str(tmp_path)), "no run folder"),
+        (("export", RUN, "--push", "nobody/nothing", "--out", out + "3"), "hub refuses"),
+    ):
+        result = rlattn(*arguments, cwd=folder)
+        assert result.returncode == 2, result.stdout
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_stop_strings_end_completions(finished, tmp_path):
+    folder, _ = finished
+    stop = ("policy.stop_strings=[':']", "trainer.max_steps=1", "output_dir=run")
+    assert rlattn("train", "quickstart", *SMALL, *stop, cwd=tmp_path).returncode == 0
+    row = metrics(tmp_path, "run")[1]
+    assert row["completions/mean_length"] < metrics(folder)[1]["completions/mean_length"] / 2
+
+
+def test_trackers_receive_the_run(tmp_path):
+    arguments = ("tracking={report_to: [wandb, tensorboard, trackio], project: mine, tags: [a]}", "output_dir=run")
+    environment = {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    os.environ.update(environment)
+    result = rlattn("train", "quickstart", *SMALL, *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert list((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
+    assert list((tmp_path / "run/tensorboard").rglob("events.out.*"))
+    assert list((tmp_path / "trackio").rglob("mine*"))
