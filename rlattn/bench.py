@@ -21,7 +21,7 @@ def bench_step(rounds: int, steps: int, show: Callable[[str], None]) -> float:
     Both train the tiny policy from the same seed, so both generate the same tokens. They take turns, which one first
     alternating, and the first round warms up and is not counted.
     """
-    policy = tiny_policy(Arithmetic(), warm_start=WarmStart(steps=0), seed=0)
+    policy = tiny_policy(Arithmetic(), warm_start=WarmStart(steps=0))
     show(f"{'round':>5} {'TRL s/step':>11} {'rlattn s/step':>14} {'ratio':>7}")
     ratios = []
     for round_number in range(rounds + 1):

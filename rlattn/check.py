@@ -7,6 +7,7 @@ from typing import Any
 
 from rlattn.errors import HubUnreachable, UserError
 from rlattn.grpo_fields import load_fields
+from rlattn.hub import go_offline_if_unreachable
 from rlattn.memory import MemoryEstimate, count_parameters, estimate_memory, lora_parameters
 from rlattn.plugins import build_rewards, build_task
 from rlattn.recipe import TINY_POLICY, Recipe, shipped_dir
@@ -16,7 +17,6 @@ from rlattn.types import Messages
 
 PROMPTS_MEASURED = 200
 CHARACTERS_PER_TOKEN = 3  # a cautious guess for English and mathematics
-HUB_SECONDS = 1.5
 GB = 1e9
 READ_WHOLE = 50e6  # bytes of a data file
 SPLITS: tuple[Split, ...] = ("train", "eval")
@@ -34,6 +34,8 @@ def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
     """
     warnings = check_recipe(recipe, ranks)
     task, rewards = build_task(recipe), build_rewards(recipe)
+    if recipe.hub_ids:
+        go_offline_if_unreachable()
     prompts, unread = _prompts(task)
     weights = ", ".join(f"{name} x {spec.weight:g}" for name, spec in recipe.rewards.named.items())
     batch, group = generation_batch(recipe, ranks), number(recipe, "num_generations", 8)
@@ -61,7 +63,7 @@ def model_config(path: str, revision: str | None = None) -> dict[str, Any]:
 
     try:
         return _read_json(
-            Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision, etag_timeout=HUB_SECONDS))
+            Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision))
         )
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = type(error).__name__
@@ -105,7 +107,7 @@ def _policy_lines(recipe: Recipe, prompts: list[str | Messages], ranks: int, gpu
         return [f"policy   {policy.path}", f"memory   not estimated: {error}"]
     lines = [
         f"policy   {policy.path}: {parameters / 1e9:.2f} B parameters, {trained / 1e6:,.0f} M trained",
-        f"lengths  prompt {how} {prompt}, completion {completion}, context {context or 'unknown'} tokens",
+        f"lengths  prompt {f'{how} {prompt}' if prompts else 'unknown'}, completion {completion}, context {context or 'unknown'} tokens",
         f"memory   a rank, {strategy_of(recipe)} on {ranks}, in GB:",
     ]
     lines += [f"           {name:16} {value / GB:8.1f}" for name, value in _parts(estimate) if value]
@@ -166,7 +168,7 @@ def _prompts(task: Task) -> tuple[list[str | Messages], str]:
             return [row["prompt"] for split in SPLITS for row in task.rows(split)][:PROMPTS_MEASURED], ""
         return [row["prompt"] for row in task.first_rows(PROMPTS_MEASURED)], ", only its head checked"
     except HubUnreachable as error:
-        return [], f", columns not checked: {error}"
+        return [], f", its columns not checked: {error.problem}"
 
 
 def _prompt_tokens(prompts: list[str | Messages], path: str) -> tuple[int, str]:

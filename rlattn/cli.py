@@ -34,6 +34,9 @@ def main(arguments: list[str] | None = None) -> None:
         if int(os.environ.get("RANK", 0)) == 0:  # under torchrun every rank finds the same mistake
             print(f"rlattn: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nrlattn: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
 @app.command()
@@ -45,11 +48,14 @@ def train(
     ] = False,
 ) -> None:
     """Train from a recipe; the same command again continues the run."""
+    from rlattn.hub import go_offline_if_unreachable
     from rlattn.plugins import build_rewards, build_task
     from rlattn.recipe import load_recipe
     from rlattn.rules import check_installed, check_recipe
 
     parsed = load_recipe(recipe, overrides or [])
+    if parsed.hub_ids:
+        go_offline_if_unreachable()
     # All of this again in train(), after TRL's seconds of imports: a mistake should not have to wait for them.
     check_recipe(parsed, int(os.environ.get("WORLD_SIZE", 1)))
     check_installed(parsed)

@@ -65,7 +65,7 @@ def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
             seed=recipe.seed + 1,
             system_prompt=recipe.policy.system_prompt,
             token_budget=budget,
-            progress=lambda tokens, loss: update(min(tokens, budget), f"loss {loss:.3f}"),
+            progress=lambda done, of, loss: update(done, f"loss {loss:.3f}"),
         )
     batch = number(recipe, "per_device_eval_batch_size", 8)
     totals, _ = score_greedy(

@@ -70,9 +70,7 @@ def make_tiny_policy(policy: Policy, task: Task, progress: Callable[..., None] |
             "Use a task that has one (arithmetic, countdown), or a pretrained policy.",
         )
     warm_start = policy.warm_start or WarmStart()
-    return tiny_policy(
-        task, warm_start=warm_start, seed=warm_start.seed, system_prompt=policy.system_prompt, progress=progress
-    )
+    return tiny_policy(task, warm_start=warm_start, system_prompt=policy.system_prompt, progress=progress)
 
 
 def _lora(policy: Policy) -> LoraConfig | None:

@@ -13,8 +13,9 @@ def progress(label: str, total: int, start: int = 0) -> Iterator[Callable[[int, 
     """Yields `update(done, text)`. `start`: what an earlier session had done, so that the time left is right."""
     began = time.monotonic()
 
-    def seconds_left(done: int) -> float:
-        return (time.monotonic() - began) / max(done - start, 1) * (total - done)
+    def time_left(done: int) -> str:
+        seconds = (time.monotonic() - began) / max(done - start, 1) * (total - done)
+        return f", {duration(seconds)} left" if start + 1 < done < total else ""  # the first one tells too little
 
     if not sys.stderr.isatty():
         last = -LINE_SECONDS
@@ -23,8 +24,7 @@ def progress(label: str, total: int, start: int = 0) -> Iterator[Callable[[int, 
             nonlocal last
             if time.monotonic() - last >= LINE_SECONDS or done == total:
                 last = time.monotonic()
-                left = f", {duration(seconds_left(done))} left" if done < total else ""
-                print(f"{label} {done}/{total}: {text}{left}", file=sys.stderr, flush=True)
+                print(f"{label} {done}/{total}: {text}{time_left(done)}", file=sys.stderr, flush=True)
 
         yield line
         return
@@ -40,7 +40,7 @@ def progress(label: str, total: int, start: int = 0) -> Iterator[Callable[[int, 
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         bar = bars.add_task(label, total=total, completed=start, text="")
-        yield lambda done, text: bars.update(bar, completed=done, text=f"{text}, {duration(seconds_left(done))} left")
+        yield lambda done, text: bars.update(bar, completed=done, text=text + time_left(done))
 
 
 def duration(seconds: float) -> str:

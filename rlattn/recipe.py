@@ -180,6 +180,14 @@ class Recipe(Strict):
     def run_dir(self) -> Path:
         return Path(self.output_dir or f"runs/{self.name}").expanduser().absolute()
 
+    @property
+    def hub_ids(self) -> list[str]:
+        """What the recipe takes from the hub: policy and data set, where they are no local files."""
+        kind, options = self.task.kind, self.task.options
+        data = [options.get("path"), options.get("eval_path")] if kind == "dataset" else []
+        paths = [self.policy.path if self.policy.path != TINY_POLICY else None, *data]
+        return [path for path in paths if isinstance(path, str) and not Path(path).exists()]
+
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; parsing it gives an equal Recipe."""
         stream = StringIO()

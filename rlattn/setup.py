@@ -23,7 +23,6 @@ from rlattn.reward_functions import reward_function
 from rlattn.rules import check_installed, check_recipe, number
 from rlattn.tasks import Task
 from rlattn.trainer import AttentionGRPOTrainer
-from rlattn.types import WarmStart
 
 PROMPTS_MEASURED = 1000  # measuring every prompt of a huge data set would take longer than it is worth
 
@@ -49,12 +48,11 @@ def prepare(recipe: Recipe) -> Setup:
     examples = eval_examples(task, recipe.policy)
     data = train_data(task, recipe.policy)
     with contextlib.ExitStack() as stack:
-        warm_start = recipe.policy.warm_start or WarmStart()
         update = None
 
-        def show(step: int, steps: int | None, loss: float, seconds_left: float) -> None:
+        def show(step: int, steps: int, loss: float) -> None:
             nonlocal update
-            update = update or stack.enter_context(progress("warm start", warm_start.steps))
+            update = update or stack.enter_context(progress("warm start", steps, start=step - 1))
             update(step, f"loss {loss:.3f}")
 
         policy = prepare_policy(recipe.policy, task, show if is_main() else None)

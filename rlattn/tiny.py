@@ -8,9 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import cos, pi
 from pathlib import Path
 from random import Random
@@ -23,10 +22,13 @@ from filelock import FileLock
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from rlattn.types import WarmStart
+
 if TYPE_CHECKING:
     from rlattn.tasks import Row, WarmStartable
 
-Progress = Callable[[int, int | None, float, float], None]  # step, steps (None: token budget), loss, seconds left
+Progress = Callable[[int, int, float], None]  # done, of how many (steps, or tokens under a budget), loss
+
 PAD, EOS, UNK = "<|pad|>", "<|end|>", "<|unknown|>"
 ROLES = ("system", "user", "assistant")
 CHAT_TEMPLATE = (
@@ -37,30 +39,10 @@ WORD = r"</?\w+>|\d+|[^\W\d]+|[^\w\s]"  # a tag, a number, a word, a sign
 SAMPLE = 256  # training rows whose texts give the vocabulary and the cache key
 
 
-@dataclass(frozen=True, kw_only=True)
-class WarmStart:
-    """Supervised training on a task's noisy traces, before RL."""
-
-    steps: int = 200
-    noise: float = 0.1
-    """Chance that a worked step of a trace goes wrong, 0 to 1."""
-    batch_size: int = 16
-    learning_rate: float = 5e-3
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 1:
-            raise ValueError(f"expected steps >= 0 and batch_size >= 1, found {self.steps} and {self.batch_size}")
-        if not 0 <= self.noise <= 1:
-            raise ValueError(f"noise: expected 0 to 1, found {self.noise}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: expected more than 0, found {self.learning_rate}")
-
-
 def tiny_policy(
     task: "WarmStartable",
     *,
     warm_start: WarmStart,
-    seed: int,
     system_prompt: str | None = None,
     cache_dir: str | Path | None = None,
     progress: Progress | None = None,
@@ -74,7 +56,7 @@ def tiny_policy(
         cache_dir: where the folders are kept; `$RLATTN_CACHE` or `~/.cache/rlattn` if None.
     """
     rows = list(task.rows("train"))
-    texts = _sample_texts(task, rows, warm_start.noise, seed)
+    texts = _sample_texts(task, rows, warm_start.noise, warm_start.seed)
     tokenizer = _tokenizer([*texts, system_prompt or ""])
     config = _config(tokenizer)
     key = {
@@ -82,7 +64,6 @@ def tiny_policy(
         "config": config.to_dict(),
         "vocabulary": tokenizer.get_vocab(),
         "warm_start": asdict(warm_start),
-        "seed": seed,
         "system_prompt": system_prompt,
         "texts": texts,
         "rows": len(rows),
@@ -95,7 +76,7 @@ def tiny_policy(
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             with torch.random.fork_rng(devices=[]):
-                torch.random.default_generator.manual_seed(seed)
+                torch.random.default_generator.manual_seed(warm_start.seed)
                 model = _model(config, tokenizer)
             train_supervised(
                 model,
@@ -104,7 +85,7 @@ def tiny_policy(
                 noise=warm_start.noise,
                 batch_size=warm_start.batch_size,
                 learning_rate=warm_start.learning_rate,
-                seed=seed,
+                seed=warm_start.seed,
                 system_prompt=system_prompt,
                 steps=warm_start.steps,
                 progress=progress,
@@ -152,11 +133,12 @@ def train_supervised(
     """
     if (steps is None) == (token_budget is None):
         raise ValueError("expected either steps or token_budget")
+    budget = token_budget or 0
     batches = _batches(tokenizer, task, noise=noise, batch_size=batch_size, seed=seed, system_prompt=system_prompt)
     optimizers = _optimizers(model, learning_rate)
-    was_training, started, step, tokens = model.training, time.monotonic(), 0, 0
+    was_training, step, tokens = model.training, 0, 0
     model.train()
-    while (done := step / steps if steps else tokens / token_budget if token_budget else 1.0) < 1.0:
+    while (done := step / steps if steps else tokens / budget if budget else 1.0) < 1.0:
         input_ids, labels, count = next(batches)
         input_ids, labels = input_ids.to(model.device), labels.to(model.device)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
@@ -172,8 +154,7 @@ def train_supervised(
             optimizer.zero_grad(set_to_none=True)
         step, tokens = step + 1, tokens + count
         if progress:
-            share = min(1.0, step / steps if steps else tokens / (token_budget or tokens))
-            progress(step, steps, loss.item(), (time.monotonic() - started) * (1 - share) / share)
+            progress(*((step, steps) if steps else (min(tokens, budget), budget)), loss.item())
     model.train(was_training)
     return tokens
 

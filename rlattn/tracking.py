@@ -17,6 +17,7 @@ from rlattn.errors import UserError
 from rlattn.recipe import Recipe, differences, load_recipe
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "wandb", "vllm")
+DIFFERENCES_SHOWN = 4
 
 
 def open_run(recipe: Recipe) -> int | None:
@@ -41,12 +42,11 @@ def open_run(recipe: Recipe) -> int | None:
         if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in recipe.resume.allow_changed)
     }
     if refused:
-        diff = "; ".join(f"{key}: {old} there, {new} here" for key, (old, new) in refused.items())
-        allow = f"resume.allow_changed='[{', '.join(refused)}]'"
+        shown = [f"{key}: {old} there, {new} here" for key, (old, new) in refused.items()][:DIFFERENCES_SHOWN]
+        more = f"; {len(refused) - len(shown)} more" if len(refused) > len(shown) else ""
+        allow = f", or allow it: resume.allow_changed='[{', '.join(refused)}]'" if not more else "."
         raise UserError(
-            "output_dir",
-            f"{run} holds a run of another recipe ({diff}).",
-            f"Name another output_dir, or allow it: {allow}",
+            "output_dir", f"{run} holds a run of another recipe ({'; '.join(shown)}{more}).", f"Name another{allow}"
         )
     if read_summary(run) and not changed:
         return None

@@ -235,13 +235,13 @@ def test_the_hub_loads_and_its_faults_are_one_message(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     text = message(task("user/sums"))
-    assert "user/sums: cannot reach the hub" in text
+    assert "user/sums: the hub cannot be reached" in text
     assert "Give a local path, or set HF_HUB_OFFLINE=1 with a cached copy." in text
 
 
 def test_hub_faults_as_datasets_raises_them(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    assert "cannot reach the hub" in message(task("rlattn-test/not-cached"))
+    assert "the hub cannot be reached" in message(task("rlattn-test/not-cached"))
 
 
 @given(answer=st.text(min_size=1).filter(str.strip))

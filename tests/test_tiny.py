@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from random import Random
@@ -9,14 +10,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlattn.tasks.arithmetic import Arithmetic
 from rlattn.tasks.countdown import Countdown
-from rlattn.tiny import WarmStart, tiny_policy, train_supervised
+from rlattn.tiny import tiny_policy, train_supervised
+from rlattn.types import WarmStart
 
 TASK = Arithmetic(train_rows=300, eval_rows=20)
 WARM_START = WarmStart(steps=2, batch_size=2)
 
 
 def make(cache, task=TASK, seed=0, **options):
-    return tiny_policy(task, warm_start=WARM_START, seed=seed, cache_dir=cache, **options)
+    return tiny_policy(task, warm_start=replace(WARM_START, seed=seed), cache_dir=cache, **options)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def test_supervised_training_learns_and_stops_at_its_budget(loaded):
     losses, seen = [], []
     options = {"noise": 0.1, "batch_size": 4, "learning_rate": 3e-3, "seed": 0}
     train_supervised(
-        model, tokenizer, TASK, **options, steps=20, progress=lambda step, steps, loss, left: losses.append(loss)
+        model, tokenizer, TASK, **options, steps=20, progress=lambda step, steps, loss: losses.append(loss)
     )
     assert len(losses) == 20 and losses[-1] < losses[0] - 1
     tokens = train_supervised(

@@ -101,7 +101,7 @@ def _sentence(line: str) -> str:
 
 
 def same_answer(answer: str, gold: str) -> bool:
-    """Whether `answer` is right where `gold` is. Never raises, works in any thread, and ends in seconds whatever it is given.
+    """Whether `answer` is right where `gold` is. Never raises; works in any thread; takes seconds at worst.
 
     Equal texts are the same up to case, spaces and LaTeX wrapping. Two numbers are compared as numbers, to six decimals
     where one is written in decimals: `1,000` is `1000.0`, `50%` is `50` and `0.5`, `$18` is `18 dollars` and `18`, yet
@@ -121,13 +121,14 @@ def same_answer(answer: str, gold: str) -> bool:
 
 
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}")
-_NOT_CONTENT = re.compile(r"\\[!,;: ]|\\(?:left|right|quad|displaystyle)(?![a-zA-Z])|[\u200b\ufeff]")
+_NOT_CONTENT = re.compile(r"\\[;: ]|\\(?:left|right|quad|displaystyle)(?![a-zA-Z])|[\u200b\ufeff]")
 
 
 def _normal(text: str) -> str:
     """`text` without what does not change an answer: outer `$`, `\\text`, thin spaces, bold, a final full stop."""
     kept = text.strip()
-    plain = _TEXT_COMMAND.sub(r" \1 ", kept.replace("−", "-").replace("–", "-").replace("\\$", "$").replace("\\%", "%"))
+    plain = kept.replace("−", "-").replace("–", "-").replace("\\$", "$").replace("\\%", "%").replace("{,}", ",")
+    plain = _TEXT_COMMAND.sub(r" \1 ", re.sub(r"\\!\s*|\\,", "", plain))
     plain = " ".join(_NOT_CONTENT.sub(" ", plain).split()).rstrip(".").strip()
     for opening, closing in (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("(", ")")):
         inner = plain[len(opening) : -len(closing)].strip()
@@ -142,40 +143,11 @@ _NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s*(?P<currency>[$€£]?)\s*(?P<minus>-?)"
     rf"(?:(?:(?P<whole>\d+)\s+)?(?P<over>\d+)\s*/\s*(?P<under>\d+)"
     rf"|(?P<decimal>{_INTEGER}?\.\d+|{_INTEGER}\.?)(?:e(?P<power>[-+]?\d{{1,2}}))?)"
-    r"\s*(?P<unit>%|[a-z][a-z]*\.?(?:\s*\^?\{?[23]\}?)?(?:(?:\s+|/)[a-z]+)*)?"
+    # Short letters after a number are a factor (18x, 18 xy) unless they are a known unit.
+    r"(?P<unit>\s*%|(?:\s*(?:cm|mm|km|ft|in|mi|kg|mg|lb|oz|ml|hr|ms|am|pm|[a-z]{3,})|\s+[mghls])"
+    r"\.?(?:\s*\^?\{?[23]\}?)?(?:(?:\s+|/)[a-z]+)*)?"
 )
 _UNITS = {"$": "dollar", "€": "euro", "£": "pound", "percent": "%"}
-_SHORT_UNITS = frozenset(
-    [
-        "m",
-        "cm",
-        "mm",
-        "km",
-        "ft",
-        "in",
-        "mi",
-        "g",
-        "kg",
-        "mg",
-        "lb",
-        "oz",
-        "l",
-        "ml",
-        "h",
-        "hr",
-        "s",
-        "ms",
-        "am",
-        "pm",
-        "c",
-        "f",
-        "k",
-        "w",
-        "v",
-        "j",
-        "n",
-    ]
-)
 # Words that change the number in front of them: `18 million` is not 18 with a unit.
 _NOT_UNITS = re.compile(
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|halves|third|thirds|quarters?|fifths?|tenths?|squared|"
@@ -188,17 +160,14 @@ def _quantity(text: str) -> tuple[Fraction, str] | None:
     match = _NUMBER.fullmatch(text)
     if match is None or (match["sign"] and match["minus"]):
         return None
-    words = match["unit"] or ""
-    unit = re.split(r"[\s/^{.]", words)[0] if words else ""
-    # Short letters after a number are a factor (18x) unless they are a known unit.
-    if words and (_NOT_UNITS.search(words) or (unit.isalpha() and len(unit) < 3 and unit not in _SHORT_UNITS)):
+    words = (match["unit"] or "").strip()
+    if _NOT_UNITS.search(words) or (match["under"] and int(match["under"]) == 0):
         return None
     if match["over"]:
-        if int(match["under"]) == 0:
-            return None
         value = int(match["whole"] or 0) + Fraction(int(match["over"]), int(match["under"]))
     else:
         value = Fraction(match["decimal"].replace(",", "").rstrip(".")) * Fraction(10) ** int(match["power"] or 0)
+    unit = re.split(r"[\s/^{.]", words)[0]
     unit = _UNITS.get(match["currency"] or unit, unit)
     return (-value if "-" in (match["sign"], match["minus"]) else value), (unit.rstrip("s") or unit)
 
@@ -218,18 +187,18 @@ _MATRIX = re.compile(r"\\(?:begin|end)\{[pbv]?matrix\}")
 _COMMAND = re.compile(r"\\([a-zA-Z]+)")
 # What a final answer is written in. Sums, integrals, limits, gamma functions and the like are work still to be done,
 # and may take for ever to do: they are compared as text.
-_COMMANDS = frozenset(
-    "frac dfrac tfrac cfrac sqrt binom dbinom tbinom cdot times div pm mp pi infty circ degree mathbb emptyset "
-    "varnothing cup cap setminus in le leq leqslant ge geq geqslant lt gt ne neq land lor lbrace rbrace lbrack rbrack vert "
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp "
-    "alpha beta delta epsilon theta lambda mu nu rho sigma tau omega".split()
+_COMMANDS = re.compile(
+    r"[dtc]?frac|sqrt|[dt]?binom|cdot|times|div|pm|mp|pi|infty|circ|degree|mathbb|emptyset|varnothing|cup|cap|setminus|in|"
+    r"le|leq|leqslant|ge|geq|geqslant|lt|gt|neq?|land|lor|[lr]brace|[lr]brack|"
+    r"(?:arc)?(?:sin|cos|tan)|cot|sec|csc|sinh|cosh|tanh|log|ln|exp|"
+    r"alpha|beta|delta|epsilon|theta|lambda|mu|nu|rho|sigma|tau|omega"
 )
 
 
 def _is_formula(text: str) -> bool:
     """Whether computer algebra may judge `text`: it would read words as products of letters, `3 4` as 12."""
     bare = _MATRIX.sub(" ", _NAMED.sub(r"\\\1", text))
-    if len(text) > LONGEST_FORMULA or not _COMMANDS.issuperset(_COMMAND.findall(bare)):
+    if len(text) > LONGEST_FORMULA or not all(map(_COMMANDS.fullmatch, _COMMAND.findall(bare))):
         return False
     bare = _COMMAND.sub(r"\\", bare)
     return (
@@ -241,7 +210,7 @@ def _is_formula(text: str) -> bool:
 
 def _stays_small(text: str) -> bool:
     """Whether no power, factorial or binomial of `text` can make an integer that fills the memory in one C call."""
-    if re.search(r"!\s*!|[)}\]]\s*!|\d{4}\s*!|(?:binom|choose|exp).*(?:binom|choose|exp|\d{5})", text):
+    if re.search(r"!\s*!|[)}\]]\s*!|\d{4}\s*!|(?:binom|exp).*(?:binom|exp|\d{5})|sqrt\s*\[(?!\d{1,3}\])", text):
         return False
     plain, grouped = [1], [1]
     for match in re.finditer(r"\^|\*\*", text):
@@ -256,6 +225,8 @@ def _stays_small(text: str) -> bool:
 def _exponent(rest: str) -> str:
     """What a power sign at the head of `rest` governs: a bracketed group, else all up to the next operator."""
     rest, depth = rest.lstrip(), 0
+    if rest.startswith("\\"):
+        return rest  # a fraction, say: its parts are not told apart here
     for i, sign in enumerate(rest):
         depth += (sign in "{(") - (sign in "})")
         if depth < 0 or (depth == 0 and i and sign in "+-=,*/") or (depth == 0 and sign in "})"):

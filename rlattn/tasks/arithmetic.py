@@ -72,19 +72,20 @@ class Arithmetic:
         return self.trace(row, Random(0), 0.0)
 
     def trace(self, row: "Row", rng: Random, noise: float) -> str:
-        """The worked solution; each step goes wrong with chance `noise` (in [0, 1]) and the rest builds on it."""
+        """The worked solution. A step that needs a carry or a borrow forgets it with chance `noise` (in [0, 1]), and the
+        rest builds on that: the slip that pupils make most.
+        """
         first, *rest = row["terms"]
         totals = list(accumulate(row["terms"]))
         total, lines = first, []
         for i, term in enumerate(rest, start=1):
             line, result = _step(total, term)
             if rng.random() < noise:
-                wrong = [_step(total, term, slip) for slip in ("ones", "carry", "tens")]
+                slip = _step(total, term, forget=True)
                 # a slip must not push this or a later total out of 0 to 999
                 low, high = min(totals[i:]) - totals[i], max(totals[i:]) - totals[i]
-                line, result = rng.choice(
-                    [w for w in wrong if w[1] + low >= 0 and w[1] + high <= 999] or [(line, result)]
-                )
+                if slip[1] + low >= 0 and slip[1] + high <= 999:
+                    line, result = slip
             lines.append(line)
             total = result
         return f"<think> {' '.join(lines)} </think> <answer> {total} </answer>"
@@ -102,19 +103,15 @@ def _prompt(terms: tuple[int, ...]) -> str:
     return f"What is {expression}? Work in <think> </think>, then give the number in <answer> </answer>."
 
 
-def _step(total: int, term: int, slip: str = "") -> tuple[str, int]:
-    """One worked operation and its result. `slip`: the part that goes wrong, `ones`, `carry` or `tens`."""
+def _step(total: int, term: int, *, forget: bool = False) -> tuple[str, int]:
+    """One worked operation and its result; `forget`: without the carry or borrow that it may need."""
     sign, carried = ("+", "carry") if term >= 0 else ("-", "borrow")
     direction = 1 if term >= 0 else -1
     tens, ones = divmod(total, 10)
     term_tens, term_ones = divmod(abs(term), 10)
     carry, digit = divmod(ones + direction * term_ones, 10)
-    carry = abs(carry)
-    if slip == "ones":
-        digit = (digit + 1) % 10
-    if slip == "carry":
-        carry = 1 - carry
-    result = tens + direction * (term_tens + carry) + (slip == "tens")
+    carry = 0 if forget else abs(carry)
+    result = tens + direction * (term_tens + carry)
     line = (
         f"{total} {sign} {abs(term)} : ones {ones} {sign} {term_ones} = {digit} {carried} {carry} , "
         f"tens {tens} {sign} {term_tens} {sign} {carry} = {result} , total {10 * result + digit} ."

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from rlattn.errors import UserError, did_you_mean
+from rlattn.errors import HubUnreachable, UserError, did_you_mean
 from rlattn.tasks.answers import final_answer, gold_answer, same_answer
 from rlattn.tasks.files import SUFFIXES, columns_of, data_files, is_hub_id, read_rows
 
@@ -224,8 +224,8 @@ def _load_hub(path: str, config: str | None, split: str, revision: str | None, *
         fix = f"A local path ends in {', '.join(SUFFIXES)} or exists."
         raise UserError(path, f"is no data set on the hub, or is private or gated: {error}", fix) from error
     except ConnectionError as error:
-        problem = f"cannot reach the hub for this data set ({error})."
+        problem = "the hub cannot be reached for this data set."
         fix = "Give a local path, or set HF_HUB_OFFLINE=1 with a cached copy."
-        raise UserError(path, problem, fix) from error
+        raise HubUnreachable(path, problem, fix) from error
     except ValueError as error:  # `datasets` says so of an unknown config or split, and lists the known ones
         raise UserError(path, str(error), "See task.config and task.split.") from error
