@@ -38,7 +38,7 @@ def bench_step(rounds: int, steps: int, show: Callable[[str], None]) -> float:
 
 
 def _seconds_a_step(trainer_class: type[GRPOTrainer], policy: str, steps: int) -> float:
-    def even_tokens(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def even_tokens(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 
     rows = list(Arithmetic(train_rows=64).rows("train"))
@@ -64,5 +64,3 @@ def _seconds_a_step(trainer_class: type[GRPOTrainer], policy: str, steps: int) -
         )
         trainer.remove_callback(PrinterCallback)
         return trainer.train().metrics["train_runtime"] / steps
-
-

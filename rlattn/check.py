@@ -62,9 +62,7 @@ def model_config(path: str, revision: str | None = None) -> dict[str, Any]:
     import huggingface_hub
 
     try:
-        return _read_json(
-            Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision))
-        )
+        return _read_json(Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision)))
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = type(error).__name__
         raise UserError(
@@ -107,7 +105,7 @@ def _policy_lines(recipe: Recipe, prompts: list[str | Messages], ranks: int, gpu
         return [f"policy   {policy.path}", f"memory   not estimated: {error}"]
     lines = [
         f"policy   {policy.path}: {parameters / 1e9:.2f} B parameters, {trained / 1e6:,.0f} M trained",
-        f"lengths  prompt {f'{how} {prompt}' if prompts else 'unknown'}, completion {completion}, context {context or 'unknown'} tokens",
+        f"lengths  prompt {how} {prompt}, completion {completion}, context {context or 'unknown'} tokens",
         f"memory   a rank, {strategy_of(recipe)} on {ranks}, in GB:",
     ]
     lines += [f"           {name:16} {value / GB:8.1f}" for name, value in _parts(estimate) if value]
@@ -180,7 +178,7 @@ def _prompt_tokens(prompts: list[str | Messages], path: str) -> tuple[int, str]:
 
         tokenizer = Tokenizer.from_file(str(file))
         return max((len(tokenizer.encode(text).ids) for text in texts), default=0), "of"
-    return max((len(text) for text in texts), default=0) // CHARACTERS_PER_TOKEN, "about"
+    return max((len(text) for text in texts), default=0) // CHARACTERS_PER_TOKEN, "about" if texts else "unread,"
 
 
 def _as_list(targets: str | tuple[str, ...] | list[str]) -> str | list[str]:

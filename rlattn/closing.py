@@ -18,8 +18,11 @@ from rlattn.recipe import Recipe
 from rlattn.report import write_report
 from rlattn.rules import number
 from rlattn.setup import Setup, template_kwargs
+from rlattn.tasks import WarmStartable
 from rlattn.tracking import read_rows, write_text
 from rlattn.types import WarmStart
+
+SAMPLE_SHOWN = 240  # characters
 
 
 def finish(setup: Setup, after: Evaluation | None, result: Any, seconds: float) -> None:
@@ -52,6 +55,7 @@ def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
 
     recipe, tokenizer = setup.recipe, setup.policy.tokenizer
     warm_start = recipe.policy.warm_start or WarmStart()
+    assert isinstance(setup.task, WarmStartable)
     budget = math.ceil(rl_tokens * 4 / 3)
     model = AutoModelForCausalLM.from_pretrained(setup.policy.path, dtype=torch.float32)
     with progress("supervised control", budget) as update:
@@ -93,6 +97,10 @@ def closing_words(recipe: Recipe, summary: dict[str, Any], report: Path) -> str:
         ]
     if control:
         lines.append(f"  supervised training on, same compute, instead of RL: {_evaluation_words(control)}")
+    samples = [sample for sample in read_rows(run / "samples.jsonl") if sample["step"] == summary["max_steps"]]
+    for sample in samples[:1]:
+        verdict = "right" if sample["score"] >= 1 else "wrong"
+        lines.append(f"  a held-out completion ({verdict}): {_short(sample['completion'])}")
     lines += [
         f"  model    {run / 'model'}",
         f"  report   {report}",
@@ -100,6 +108,11 @@ def closing_words(recipe: Recipe, summary: dict[str, Any], report: Path) -> str:
         f"Next: open the report; `rlattn export {run}` to share the model; the same command again says it is complete.",
     ]
     return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SAMPLE_SHOWN else f"{line[: SAMPLE_SHOWN // 2]} … {line[-SAMPLE_SHOWN // 2 :]}"
 
 
 def _evaluation_words(values: dict[str, Any]) -> str:

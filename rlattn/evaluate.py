@@ -60,7 +60,7 @@ def evaluate(
         calls=math.ceil(math.ceil(len(examples) / ranks) / trainer.args.per_device_eval_batch_size),
         batch_size=trainer.args.per_device_eval_batch_size,
         filler=examples[0],
-        template_kwargs=dict(trainer.chat_template_kwargs),
+        template_kwargs=trainer.chat_template_kwargs,  # type: ignore[arg-type]
         samples=samples,
     )
     return summarise(trainer.accelerator.reduce(totals.to(trainer.accelerator.device), "sum")), kept

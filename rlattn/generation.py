@@ -34,14 +34,16 @@ def greedy_hf(
 
 @contextmanager
 def _greedy(trainer: AttentionGRPOTrainer) -> Iterator[None]:
-    training = trainer.model.training
-    trainer.model.eval()
+    model = trainer.model
+    assert model is not None
+    training = model.training
+    model.eval()
     devices = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices), _greedy_vllm(trainer) if trainer.use_vllm else _greedy_hf(trainer):
             yield
     finally:
-        trainer.model.train(training)
+        model.train(training)
 
 
 @contextmanager

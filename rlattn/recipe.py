@@ -50,9 +50,9 @@ class Strict(BaseModel):
 class Lora(Strict):
     """Low-rank adapters through PEFT (arXiv 2106.09685)."""
 
-    r: int = Field(16, ge=1)
-    alpha: int = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: Literal["all-linear"] | tuple[Text, ...] = "all-linear"
 
 
@@ -86,7 +86,7 @@ class Plugin(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     kind: str | None = None
-    python: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    python: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Plugin(BaseModel):
 
 
 class RewardSpec(Plugin):
-    weight: float = Field(1.0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, allow_inf_nan=False)
 
 
 class Rewards(BaseModel):
@@ -137,19 +137,19 @@ class Tracking(Strict):
     report_to: tuple[Literal["wandb", "trackio", "tensorboard"], ...] = ()
     project: Text = "rlattn"
     tags: tuple[Text, ...] = ()
-    samples: int = Field(3, ge=0)  # completions kept of every evaluation
+    samples: int = Field(default=3, ge=0)  # completions kept of every evaluation
 
 
 class Resume(Strict):
     """What happens when the same command runs again."""
 
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(default=2, ge=1)
     allow_changed: tuple[Text, ...] = ()  # recipe keys that may differ from the run that is continued
 
 
 class Recipe(Strict):
     name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     output_dir: Text | None = None
     policy: Policy
     task: Plugin

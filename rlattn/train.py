@@ -80,7 +80,7 @@ def planned_steps(trainer: AttentionGRPOTrainer, recipe: Recipe) -> int:
     steps = number(recipe, "max_steps", -1)
     if steps > 0:
         return steps
-    rollouts = len(trainer.train_dataset) * trainer.num_generations * trainer.num_iterations  # type: ignore[arg-type]
+    rollouts = len(trainer.train_dataset) * trainer.num_generations * trainer.num_iterations  # type: ignore
     per_step = trainer.args.train_batch_size * world_size() * trainer.args.gradient_accumulation_steps
     return math.ceil(float(recipe.trainer.get("num_train_epochs", 3.0)) * rollouts / per_step)
 

@@ -29,9 +29,8 @@ class AttentionGRPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         rewards_BK = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        mode = "train" if self.model.training else "eval"
         for name, neutral in zip(self.reward_func_names, rewards_BK.isnan().sum(dim=0).tolist(), strict=True):
-            self._metrics[mode][f"rewards/{name}/neutral"].append(neutral)
+            self._metrics["train" if self._training else "eval"][f"rewards/{name}/neutral"].append(neutral)
         # TRL normalises this table for its logs, we for the loss: both must see the same one.
         self._rewards_BK = fill_neutral(rewards_BK, self._group_size)
         return self._rewards_BK
@@ -43,7 +42,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
             self.reward_weights,
             self._group_size,
             combine=COMBINE[self.multi_objective_aggregation],  # type: ignore[arg-type]
-            scale=self.scale_rewards,
+            scale=self.scale_rewards,  # type: ignore[arg-type]
         )
         local = out["completion_ids"].shape[0]
         start = self.accelerator.process_index * local
@@ -59,8 +58,15 @@ class AttentionGRPOTrainer(GRPOTrainer):
             return super()._generate_single_turn(*args, **kwargs)
 
     @property
+    def _training(self) -> bool:
+        assert self.model is not None
+        return self.model.training
+
+    @property
     def _group_size(self) -> int:
-        return self.num_generations if self.model.training else self.num_generations_eval
+        size = self.num_generations if self._training else self.num_generations_eval
+        assert size is not None
+        return size
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:

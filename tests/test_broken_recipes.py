@@ -55,7 +55,10 @@ BROKEN: list[tuple[list[str] | str, list[str]]] = [
     (["trainer.save_strategy=best"], ["trainer.save_strategy"]),
     (["trainer.bf16=true", "trainer.fp16=true"], ["trainer.bf16", "fp16"]),
     (["trainer.deepspeed=launch/deepspeed/zero4.json"], ["trainer.deepspeed", "no file", "zero3.json"]),
-    (["policy.stop_strings=[x]", "trainer.mask_truncated_completions=true"], ["policy.stop_strings", "truncated", "Drop"]),
+    (
+        ["policy.stop_strings=[x]", "trainer.mask_truncated_completions=true"],
+        ["policy.stop_strings", "truncated", "Drop"],
+    ),
     (["policy.dtype=float64"], ["policy.dtype", "float32, bfloat16, float16", "'float64'"]),
     (["policy.lora.rank=8"], ["policy.lora.rank", "unknown key", "r,"]),
     (["policy.lora.r=0"], ["policy.lora.r", "greater than or equal to 1"]),

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlattn.errors import UserError
 from rlattn.tasks.countdown import Countdown
 
 TASK = Countdown(train_rows=300, eval_rows=60)
@@ -104,5 +105,5 @@ def test_bad_options_are_named(options):
 
 
 def test_too_many_rows_are_refused():
-    with pytest.raises(ValueError, match="different problems"):
+    with pytest.raises(UserError, match="different problems"):
         Countdown(numbers=(2,), largest_number=4, largest_target=10, train_rows=500).rows("train")

@@ -72,8 +72,8 @@ class Arithmetic:
         return self.trace(row, Random(0), 0.0)
 
     def trace(self, row: "Row", rng: Random, noise: float) -> str:
-        """The worked solution. A step that needs a carry or a borrow forgets it with chance `noise` (in [0, 1]), and the
-        rest builds on that: the slip that pupils make most.
+        """The worked solution, with the slip that pupils make most: a carry or borrow that is needed is forgotten with
+        chance `noise` (in [0, 1]), and the rest builds on that.
         """
         first, *rest = row["terms"]
         totals = list(accumulate(row["terms"]))

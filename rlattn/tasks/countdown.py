@@ -11,6 +11,7 @@ from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING
 
+from rlattn.errors import UserError
 from rlattn.tasks.arithmetic import tagged_answer
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Countdown:
         """Rows of `prompt`, `numbers`, `target` and `solution` (one of the expressions that reach it).
 
         Raises:
-            ValueError: the options leave too few different problems.
+            UserError: the options leave too few different problems.
         """
         rng = Random(self.data_seed)
         problems: dict[tuple[tuple[int, ...], int], Row] = {}
@@ -88,9 +89,12 @@ class Countdown:
                 # eval comes first, so that it does not change with train_rows
                 rows = list(problems.values())
                 return rows[: self.eval_rows] if split == "eval" else rows[self.eval_rows :]
-        raise ValueError(
-            f"train_rows + eval_rows: {wanted} wanted, {len(problems)} different problems found with numbers "
-            f"{list(self.numbers)}, largest_number {self.largest_number} and largest_target {self.largest_target}"
+        raise UserError(
+            "task.train_rows",
+            f"{self.train_rows} and eval_rows {self.eval_rows} are more than the {len(problems)} different problems "
+            f"found with numbers {list(self.numbers)}, largest_number {self.largest_number}, "
+            f"largest_target {self.largest_target}.",
+            "Lower them, or raise a largest one.",
         )
 
     def verify(self, completion: str, row: "Row") -> float:

@@ -1,0 +1,79 @@
+"""The wheel: everything it needs is inside, and what must be quick imports nothing heavy."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import REPO, SMALL
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(REPO)], check=True
+    )
+    wheel = next(folder.glob("*.whl"))
+    site = folder / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    return wheel, site
+
+
+def run(site, cwd, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "rlattn.cli", *arguments],
+        cwd=cwd, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_wheel_ships_recipes_launch_files_and_data(installed):
+    wheel, _ = installed
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for name in ("recipes/quickstart.yaml", "launch/deepspeed/zero3.json", "data/word_problems.jsonl"):
+        assert f"rlattn/shipped/{name}" in names
+    assert not any(name.startswith(("tests/", "data/", "recipes/")) for name in names)
+
+
+def test_it_runs_from_an_empty_folder(installed, tmp_path):
+    _, site = installed
+    where = run(site, tmp_path, "recipes")
+    assert "quickstart" in where.stdout
+    data = ("task={kind: dataset, path: data/chat_sample.jsonl, eval_rows: 2}", "rewards={accuracy: {}}")
+    checked = run(site, tmp_path, "check", "recipes/quickstart.yaml", *data)
+    assert checked.returncode == 0, checked.stderr
+    assert run(site, tmp_path, "check", "math_4b", "--ranks", "8").returncode == 0
+    trained = run(site, tmp_path, "train", "recipes/quickstart.yaml", *SMALL, "trainer.max_steps=1")
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "runs/quickstart/model/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("command", ["", "train", "check", "recipes", "score", "export", "bench", "bench step"])
+def test_every_command_has_help(command, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "rlattn.cli", *command.split(), "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0
+    assert "Usage" in result.stdout
+
+
+@pytest.mark.parametrize("command", [["--help"], ["check", "quickstart"], ["recipes"]], ids=" ".join)
+def test_what_must_be_quick_imports_neither_torch_nor_trl(command, tmp_path):
+    code = (
+        "import sys\nfrom rlattn.cli import app\n"
+        f"try: app({command!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'trl', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_pure_modules_need_torch_and_nothing_else(tmp_path):
+    code = (
+        "import sys\nimport rlattn.advantages, rlattn.rewards, rlattn.types\n"
+        "assert not {'trl', 'transformers', 'datasets', 'accelerate'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
