@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by quickstart.sh and test.sh: a virtual environment with rlattn in it. Sets $PY.
 #   VIRTUAL_ENV  an active environment is reused; otherwise .venv is made (or reused) beside the project
 #   TORCH        what to install where no torch can be imported (default: the tested version)
