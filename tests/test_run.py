@@ -40,6 +40,7 @@ def test_the_run_folder_holds_what_it_promises(finished):
     rows = metrics(folder)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 2, 3]
+    assert all(row["grad_norm"] > 0 for row in rows[1:])
     logged = {"reward", "rewards/accuracy/mean", "rewards/format/mean", "time/step"}
     assert all(logged <= row.keys() for row in rows[1:])
     assert json.loads((run / "environment.json").read_text())["packages"]["trl"]
