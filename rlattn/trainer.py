@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
+from transformers import StoppingCriteriaList
 from trl import GRPOTrainer
 
 from rlattn.advantages import fill_neutral, group_advantages, token_advantages
@@ -55,7 +55,8 @@ class AttentionGRPOTrainer(GRPOTrainer):
         if not self.stop_strings or self.use_vllm:
             return super()._generate_single_turn(*args, **kwargs)
         with self._stopping():
-            return super()._generate_single_turn(*args, **kwargs)
+            completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)
+        return [self._without_padding(ids) for ids in completion_ids], logprobs
 
     @property
     def _training(self) -> bool:
@@ -70,13 +71,34 @@ class AttentionGRPOTrainer(GRPOTrainer):
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
-        # transformers needs the tokenizer beside `stop_strings`, and TRL's call to generate does not pass it.
-        model = self.accelerator.unwrap_model(self.model_wrapped)
-        generate: Callable = model.generate
-        self.generation_config.stop_strings = list(self.stop_strings)
-        model.generate = partial(generate, tokenizer=self._tokenizer)
+        """Adds a stopping criterion to the policy's generate, which TRL calls without one.
+
+        transformers' own `stop_strings` cannot read every tokenizer; decoding the last few tokens can.
+        """
+        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        generate: Callable = policy.generate
+        tail = max(len(text) for text in self.stop_strings) + 1  # a token has at least one character
+
+        def generate_until(*args: Any, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+            prompt_length = input_ids.shape[1]
+
+            def stopped(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+                texts = self._tokenizer.batch_decode(ids[:, max(prompt_length, ids.shape[1] - tail) :])
+                ends = [any(stop in text for stop in self.stop_strings) for text in texts]
+                return torch.tensor(ends, device=ids.device)
+
+            return generate(*args, input_ids=input_ids, stopping_criteria=StoppingCriteriaList([stopped]), **kwargs)
+
+        policy.generate = generate_until
         try:
             yield
         finally:
-            del model.generate
-            self.generation_config.stop_strings = None
+            del policy.generate
+
+    def _without_padding(self, ids: list[int]) -> list[int]:
+        """TRL cuts a completion after its end token; one that a stop string ended has padding there instead."""
+        pad = self._tokenizer.pad_token_id
+        end = len(ids)
+        while end > 1 and ids[end - 1] == pad and pad not in self.eos_token_ids:
+            end -= 1
+        return ids[:end]
