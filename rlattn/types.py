@@ -1,10 +1,12 @@
-"""The shapes that flow through rlattn. Legend: B rollouts, T completion tokens, K rewards, G group size."""
+"""The shapes that flow through rlattn. Legend: B rollouts, T completion tokens, K rewards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rlattn.tasks import Task
 
 Messages = list[dict[str, Any]]
@@ -47,3 +49,35 @@ class WarmStart:
             raise ValueError(f"noise: expected 0 to 1, got {self.noise}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate: expected more than 0, got {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signals:
+    """What attention says about every token of a batch. N positions (prompt and completion), L chosen layers, H heads."""
+
+    waad_BN: "Tensor"
+    """Float32: how far back a token looks, its distance clipped at the window; NaN where it is no response token."""
+    fai_BN: "Tensor"
+    """Float32: how much later tokens look back at it; NaN where undefined (no later token inside the horizon)."""
+    mask_BN: "Tensor"
+    """Bool: response tokens."""
+    entropy_BN: "Tensor | None" = None
+    """Float32, nats: of the distribution each token was drawn from; None where it was not asked for."""
+    span_BLH: "Tensor | None" = None
+    """Float32: mean look-back distance of every head of the chosen layers."""
+    local_heads_BLH: "Tensor | None" = None
+    """Bool: the heads that WAAD is averaged over."""
+    global_heads_BLH: "Tensor | None" = None
+    """Bool: the heads that FAI is averaged over."""
+    layers: tuple[int, ...] = ()
+    """The chosen layers, 0-based."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credit:
+    """One weight a token, and what a credit rule did, as metrics to log."""
+
+    weights_BN: "Tensor"
+    """Float32 >= 0; 1 outside the response."""
+    metrics: "dict[str, Tensor]"
+    """Scalars by name (`credit/mean`, …)."""
