@@ -1,0 +1,198 @@
+"""Glue: lets a forward pass of the policy hand its queries and keys to metrics.py, layer by layer.
+
+Nothing is kept but the metrics: no attention map, no query or key outlives its layer. B rollouts, N positions,
+L chosen layers, H heads.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from rlattn.attention.heads import average_over, choose_layers, head_sets
+from rlattn.attention.metrics import AttentionMetrics, attention_metrics
+from rlattn.types import Signals
+
+
+@dataclass(kw_only=True)
+class Capture:
+    """What a forward pass under `capture` leaves behind; `signals()` once it is over."""
+
+    layers: tuple[int, ...]
+    attention_mask_BN: Tensor
+    response_mask_BN: Tensor
+    parts: dict[int, list[AttentionMetrics]] = field(default_factory=dict)
+
+    def metrics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """span_BLH, waad_BLHN and fai_BLHN, float32.
+
+        Raises:
+            ValueError: a chosen layer made no queries and keys, by number.
+        """
+        for layer in self.layers:
+            if sum(part.span_BH.shape[0] for part in self.parts.get(layer, [])) != len(self.response_mask_BN):
+                raise ValueError(
+                    f"layer {layer} has no queries and keys to read (linear attention, or a layer that the forward "
+                    "did not reach); choose full-attention layers"
+                )
+        whole = [[torch.cat(values) for values in zip(*map(_tensors, self.parts[layer]))] for layer in self.layers]
+        span, waad, fai = (torch.stack(values, dim=1) for values in zip(*whole))
+        return span, waad, fai
+
+    def signals(self, *, share: float = 0.3, scope: str = "sequence", entropy_BN: Tensor | None = None) -> Signals:
+        """Head sets from the spans, and the metrics averaged over them."""
+        span_BLH, waad_BLHN, fai_BLHN = self.metrics()
+        local_BLH, global_BLH = head_sets(span_BLH, share=share, scope=scope)
+        return Signals(
+            waad_BN=average_over(waad_BLHN, local_BLH),
+            fai_BN=average_over(fai_BLHN, global_BLH),
+            mask_BN=self.response_mask_BN.bool(),
+            entropy_BN=entropy_BN,
+            span_BLH=span_BLH,
+            local_heads_BLH=local_BLH,
+            global_heads_BLH=global_BLH,
+            layers=self.layers,
+        )
+
+
+@contextmanager
+def capture(
+    model: nn.Module,
+    attention_mask_BN: Tensor,
+    response_mask_BN: Tensor,
+    *,
+    layers: Sequence[int] | None = None,
+    window: int = 10,
+    horizon: tuple[int, int] = (10, 100),
+    rows: str = "token",
+    stop_after_last: bool = False,
+) -> Iterator[Capture]:
+    """Every forward of `model` inside the context leaves the metrics of its chosen layers in the yielded Capture.
+
+    The rows of the masks may come in several forwards, in order (TRL chunks its batches). Gradients are untouched; a
+    layer recomputed by gradient checkpointing after the context has closed is not captured again.
+
+    Args:
+        model: a decoder-only transformers model, PEFT-wrapped or not; of a vision-language model, its text tower.
+        layers: 0-based; the paper's choice from the middle third where None.
+        stop_after_last: end the forward after the last chosen layer (the caller's forward returns nothing).
+    """
+    decoder = text_decoder(model)
+    chosen = tuple(layers) if layers is not None else choose_layers(len(decoder.layers), attention_layers(decoder))
+    modules = {id(m): i for i, layer in enumerate(decoder.layers) for m in layer.modules() if hasattr(m, "layer_idx")}
+    key = decoder.config._attn_implementation
+    result = Capture(layers=chosen, attention_mask_BN=attention_mask_BN, response_mask_BN=response_mask_BN)
+    original = ALL_ATTENTION_FUNCTIONS.get(key)
+
+    def attend(module: nn.Module, query: Tensor, keys: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = (original or _eager_of(module))(module, query, keys, *args, **kwargs)
+        layer = modules.get(id(module))
+        if layer in chosen:
+            seen = result.parts.setdefault(layer, [])
+            start = sum(part.span_BH.shape[0] for part in seen)
+            part = slice(start, start + query.shape[0])
+            with torch.no_grad():
+                seen.append(
+                    attention_metrics(
+                        query.detach(),
+                        keys.detach(),
+                        scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
+                        attention_mask=attention_mask_BN[part],
+                        response_mask=response_mask_BN[part],
+                        window=window,
+                        horizon=horizon,
+                        sliding_window=kwargs.get("sliding_window"),
+                        softcap=kwargs.get("softcap"),
+                        sinks=None if kwargs.get("s_aux") is None else kwargs["s_aux"].detach(),
+                        rows=rows,
+                    )
+                )
+            if stop_after_last and layer == max(chosen):
+                raise _Reached
+        return output
+
+    # Under the same key: a name of our own would lose the mask that transformers makes for this one.
+    previous = ALL_ATTENTION_FUNCTIONS._local_mapping.get(key)
+    ALL_ATTENTION_FUNCTIONS[key] = attend
+    try:
+        yield result
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[key]
+        if previous is not None:
+            ALL_ATTENTION_FUNCTIONS[key] = previous
+
+
+@torch.no_grad()
+def rhythm_signals(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    response_mask: Tensor,
+    *,
+    entropy: bool = False,
+    share: float = 0.3,
+    scope: str = "sequence",
+    **options: Any,
+) -> Signals:
+    """WAAD, FAI and the head sets of any decoder-only model on a batch (arXiv 2510.13554, section 4).
+
+    Args:
+        input_ids, attention_mask, response_mask: (B, N); masks 1 = real / response token.
+        entropy: also the entropy of the distribution each token was drawn from; needs the whole forward.
+        share, scope: of the head sets, see heads.head_sets.
+        options: of `capture`: layers, window, horizon, rows.
+
+    Cost: one forward up to the last chosen layer, plus about what attention itself costs in the chosen layers.
+    """
+    with capture(model, attention_mask, response_mask, stop_after_last=not entropy, **options) as captured:
+        try:
+            output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        except _Reached:
+            output = None
+    entropy_BN = _entropy(output.logits, response_mask) if entropy and output is not None else None
+    return captured.signals(share=share, scope=scope, entropy_BN=entropy_BN)
+
+
+def text_decoder(model: nn.Module) -> Any:
+    """The stack of decoder layers that makes text, whatever wraps it."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder: Any = base.get_decoder() if hasattr(base, "get_decoder") else base
+    if not hasattr(decoder, "layers"):
+        raise ValueError(f"{type(base).__name__} has no stack of decoder layers to read attention from")
+    return decoder
+
+
+def attention_layers(decoder: Any) -> tuple[int, ...]:
+    """The layers with queries and keys; a hybrid's linear-attention layers have none."""
+    types = getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(decoder.layers)
+    usable = tuple(i for i, kind in enumerate(types) if kind in ("full_attention", "sliding_attention"))
+    if not usable:
+        raise ValueError(f"{type(decoder).__name__} has no full-attention layer: there is no attention to read")
+    return usable
+
+
+class _Reached(Exception):
+    """The last chosen layer is done: the rest of the forward is not needed."""
+
+
+def _tensors(metrics: AttentionMetrics) -> tuple[Tensor, Tensor, Tensor]:
+    return metrics.span_BH, metrics.waad_BHN, metrics.fai_BHN
+
+
+def _eager_of(module: nn.Module) -> Callable[..., Any]:
+    # Eager attention is not in the registry: each model file has its own.
+    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
+
+
+def _entropy(logits_BNV: Tensor, response_mask_BN: Tensor) -> Tensor:
+    """Nats, of the distribution each response token was drawn from (one position earlier); NaN elsewhere."""
+    drawn_from = logits_BNV[:, :-1].float().log_softmax(dim=-1)
+    entropy_BN = torch.full(response_mask_BN.shape, torch.nan, device=logits_BNV.device)
+    entropy_BN[:, 1:] = -(drawn_from.exp() * drawn_from).sum(dim=-1)
+    return entropy_BN.masked_fill(~response_mask_BN.bool(), torch.nan)
