@@ -1,17 +1,21 @@
 """`rlattn check`: would this recipe run, and does it fit? Configuration files only; imports neither torch nor TRL."""
 
 import json
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlattn.errors import HubUnreachable, UserError
+from rlattn.errors import HubUnreachable, UserError, describe
 from rlattn.grpo_fields import load_fields
 from rlattn.hub import go_offline_if_unreachable
 from rlattn.memory import MemoryEstimate, count_parameters, estimate_memory, lora_parameters
+from rlattn.model_size import NoSuchLayer
+from rlattn.paths import shipped_dir
 from rlattn.plugins import build_rewards, build_task
-from rlattn.recipe import TINY_POLICY, Recipe, shipped_dir
-from rlattn.rules import check_recipe, generation_batch, number
+from rlattn.recipe import TINY_POLICY, Recipe
+from rlattn.rows import rows_of
+from rlattn.rules import check_installed, check_recipe, generation_batch, number
 from rlattn.tasks import DatasetTask, Split, Task
 from rlattn.types import Messages
 
@@ -33,10 +37,14 @@ def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
         UserError: the first thing that would keep the recipe from running.
     """
     warnings = check_recipe(recipe, ranks)
+    try:
+        check_installed(recipe)
+    except UserError as missing:  # a login node need not have what the run needs
+        warnings.append(f"on this machine, {missing}")
     task, rewards = build_task(recipe), build_rewards(recipe)
     if recipe.hub_ids:
         go_offline_if_unreachable()
-    prompts, unread = _prompts(task)
+    prompts, unread = prompts_of(task)
     weights = ", ".join(f"{name} x {spec.weight:g}" for name, spec in recipe.rewards.named.items())
     batch, group = generation_batch(recipe, ranks), number(recipe, "num_generations", 8)
     lines = [
@@ -52,6 +60,8 @@ def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
 def model_config(path: str, revision: str | None = None) -> dict[str, Any]:
     """A model's config.json: from its folder, the shipped copies, the local hub cache, or the hub."""
     folder = Path(path)
+    if folder.is_file():
+        raise UserError("policy.path", f"{path} is a file.", "Expected a folder, a hub id or tiny-reasoner.")
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError("policy.path", f"{folder} has no config.json.", "Name a folder saved by save_pretrained.")
@@ -64,12 +74,27 @@ def model_config(path: str, revision: str | None = None) -> dict[str, Any]:
     try:
         return _read_json(Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision)))
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = type(error).__name__
+        known = [TINY_POLICY, *(file.stem.replace("--", "/") for file in shipped.parent.glob("*.json"))]
+        near = get_close_matches(path, known, n=1, cutoff=0.8)
+        hint = f"Did you mean '{near[0]}'? " if near else ""
         raise UserError(
             "policy.path",
-            f"'{path}' is no local folder, and the hub does not give its configuration ({reason}).",
-            "Check the name and the network, or give a local folder.",
+            f"'{path}' is no local folder, and the hub does not give its configuration ({type(error).__name__}).",
+            f"{hint}Check the name and the network, or give a local folder.",
         ) from None
+
+
+def check_policy(recipe: Recipe) -> dict[str, Any]:
+    """The policy's config.json, if it is not made here. Raises UserError where there is none."""
+    policy = recipe.policy
+    if policy.path == TINY_POLICY:
+        return {}
+    if Path(policy.path).is_dir() and policy.revision:
+        raise UserError("policy.revision", "is for hub ids; this policy is a local folder.", "Remove the key.")
+    config = model_config(policy.path, policy.revision)
+    if not isinstance(config.get("model_type"), str):
+        raise UserError("policy.path", f"{policy.path} has a config.json without a model_type.", "Is it a model?")
+    return config
 
 
 def strategy_of(recipe: Recipe) -> str:
@@ -77,7 +102,10 @@ def strategy_of(recipe: Recipe) -> str:
     deepspeed = recipe.trainer.get("deepspeed")
     if deepspeed:
         config = deepspeed if isinstance(deepspeed, dict) else _read_json(Path(str(deepspeed)))
-        stage = config.get("zero_optimization", {}).get("stage", 0)
+        zero = config.get("zero_optimization", {})
+        stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+        if stage not in (0, 1, 2, 3):
+            raise UserError("trainer.deepspeed", "has no zero_optimization.stage of 0 to 3.", "See launch/deepspeed/.")
         return f"zero{stage}" if stage else "ddp"
     return "fsdp" if recipe.trainer.get("fsdp") else "ddp"
 
@@ -86,7 +114,7 @@ def _policy_lines(recipe: Recipe, prompts: list[str | Messages], ranks: int, gpu
     policy = recipe.policy
     if policy.path == TINY_POLICY:
         return [f"policy   {TINY_POLICY}: 1 to 3 M parameters, made and warm-started on the spot; fits anywhere"]
-    config = model_config(policy.path, policy.revision)
+    config = check_policy(recipe)
     completion = number(recipe, "max_completion_length", 512)
     prompt, how = _prompt_tokens(prompts, policy.path)
     context = (config.get("text_config") or config).get("max_position_embeddings")
@@ -101,8 +129,12 @@ def _policy_lines(recipe: Recipe, prompts: list[str | Messages], ranks: int, gpu
         lora = policy.lora
         trained = lora_parameters(config, lora.r, _as_list(lora.target_modules)) if lora else parameters
         estimate = _estimate(recipe, config, prompt, ranks, gpu_memory)
+    except NoSuchLayer as error:
+        raise UserError("policy.lora.target_modules", f"{error}.") from None
     except ValueError as error:
         return [f"policy   {policy.path}", f"memory   not estimated: {error}"]
+    except (TypeError, KeyError, IndexError, ZeroDivisionError, AttributeError) as error:
+        raise UserError("policy.path", f"{policy.path} has a damaged config.json: {describe(error)}.") from None
     lines = [
         f"policy   {policy.path}: {parameters / 1e9:.2f} B parameters, {trained / 1e6:,.0f} M trained",
         f"lengths  prompt {how} {prompt}, completion {completion}, context {context or 'unknown'} tokens",
@@ -153,17 +185,18 @@ def _parts(estimate: MemoryEstimate) -> list[tuple[str, int]]:
     return [(name.replace("_", " "), getattr(estimate, name)) for name in MemoryEstimate.__dataclass_fields__]
 
 
-def _prompts(task: Task) -> tuple[list[str | Messages], str]:
+def prompts_of(task: Task) -> tuple[list[str | Messages], str]:
     """Prompts of the task, and what could not be looked at; a hub out of reach is for `train` to refuse.
 
     Every row of a small local file is read and checked, the head of a large one or of a stream.
     """
     if not isinstance(task, DatasetTask):
-        return [row["prompt"] for row in islice(task.rows("train"), PROMPTS_MEASURED)], ""
+        rows_of(task, "eval")
+        return [row["prompt"] for row in islice(rows_of(task, "train"), PROMPTS_MEASURED)], ""
     file = Path(task.path)
     try:
         if file.is_file() and file.stat().st_size < READ_WHOLE and not task.streaming:
-            return [row["prompt"] for split in SPLITS for row in task.rows(split)][:PROMPTS_MEASURED], ""
+            return [row["prompt"] for split in SPLITS for row in rows_of(task, split)][:PROMPTS_MEASURED], ""
         return [row["prompt"] for row in task.first_rows(PROMPTS_MEASURED)], ", only its head checked"
     except HubUnreachable as error:
         return [], f", its columns not checked: {error.problem}"

@@ -48,10 +48,12 @@ def train(
     ] = False,
 ) -> None:
     """Train from a recipe; the same command again continues the run."""
+    from rlattn.check import check_policy, prompts_of
     from rlattn.hub import go_offline_if_unreachable
     from rlattn.plugins import build_rewards, build_task
     from rlattn.recipe import load_recipe
     from rlattn.rules import check_installed, check_recipe
+    from rlattn.tracking import open_run
 
     parsed = load_recipe(recipe, overrides or [])
     if parsed.hub_ids:
@@ -59,8 +61,10 @@ def train(
     # All of this again in train(), after TRL's seconds of imports: a mistake should not have to wait for them.
     check_recipe(parsed, int(os.environ.get("WORLD_SIZE", 1)))
     check_installed(parsed)
-    build_task(parsed)
     build_rewards(parsed)
+    prompts_of(build_task(parsed))
+    check_policy(parsed)
+    open_run(parsed)
     _quiet()
     from rlattn import train as training
 
@@ -71,9 +75,9 @@ def train(
 def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(min=1, help="Processes it would run on.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, max=1_000_000, help="Processes it would run on.")] = 1,
     gpu_memory: Annotated[
-        float | None, typer.Option(min=0, help="GB of one GPU: fail where the run would not fit.")
+        float | None, typer.Option(min=0, max=1e6, help="GB of one GPU: fail where the run would not fit.")
     ] = None,
 ) -> None:
     """Validate a recipe and estimate its memory, in seconds, without loading a model."""
@@ -106,6 +110,8 @@ def score(
 
     if completions == Path():
         raise UserError("--completions", "is required.", "Expected a jsonl file with `completion` on every line.")
+    if out and (out.exists() or not out.absolute().parent.is_dir()):
+        raise UserError("--out", f"{out} {'exists' if out.exists() else 'lies in no folder'}.", "Name a new file.")
     scored = score_file(load_recipe(recipe, overrides or []), completions)
     print("\n".join(summary_lines(scored)))
     if out:
@@ -125,8 +131,10 @@ def export(
     """Export a run's final policy as a folder, or to the hub."""
     from rlattn import export as exporting
 
+    target = out or run / "export"
+    exporting.check_export(run, target, merge=merge)
     _quiet()
-    folder = exporting.export(run, out or run / "export", merge=merge, push=push)
+    folder = exporting.export(run, target, merge=merge, push=push)
     print(f"exported to {folder}" + (f" and https://huggingface.co/{push}" if push else ""))
     print(f"Next: AutoModelForCausalLM.from_pretrained('{folder}')")
 
@@ -134,7 +142,7 @@ def export(
 @app.command()
 def recipes() -> None:
     """The shipped recipes, one line each."""
-    from rlattn.recipe import shipped_dir
+    from rlattn.paths import shipped_dir
 
     for file in sorted(shipped_dir("recipes").glob("*.yaml")):
         print(f"recipes/{file.name:32} {file.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")

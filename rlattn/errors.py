@@ -29,3 +29,12 @@ def did_you_mean(name: object, valid: Iterable[str]) -> str:
 
 class HubUnreachable(UserError):
     """A hub id that cannot be looked up for want of a network: `rlattn check` goes on, a run does not."""
+
+
+def describe(error: BaseException) -> str:
+    """An exception of somebody's code on one line, even one that cannot print itself."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -142,10 +142,13 @@ _AT_MOST = {
     },
     65535: {"vllm_server_port", "vllm_group_port"},
 }  # fmt: skip
+LARGEST_INT = 2**63 - 1
 _STEPS_OR_RATIO = {"logging_steps", "save_steps", "eval_steps", "warmup_steps"}
 
 
 def _check_bounds(name: str, value: int | float) -> None:
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        raise ValueError("expected a number that fits into 64 bits")
     if not math.isfinite(value):
         raise ValueError(f"expected a finite number, got {value}")
     if name == "max_steps" and value < 1 and value != -1:

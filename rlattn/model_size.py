@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 
+class NoSuchLayer(ValueError):
+    """LoRA target modules that a model does not have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """What tells one transformers decoder from the next."""
@@ -151,7 +155,7 @@ def lora_parameters(config: dict, r: int, target_modules: str | list[str] = "all
         found.append((model.hidden, model.vocabulary))
     if not found:
         names = ", ".join(dict.fromkeys(name for n in range(model.layers) for name, *_ in linear_layers(model, n)))
-        raise ValueError(f"LoRA targets {target_modules!r} match no linear layer; expected some of {names}, lm_head")
+        raise NoSuchLayer(f"LoRA targets {target_modules!r} match no linear layer; expected some of {names}, lm_head")
     return r * sum(inputs + outputs for inputs, outputs in found)
 
 

@@ -10,10 +10,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rlattn.errors import UserError, did_you_mean
+from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.recipe import Plugin, Recipe
 from rlattn.rewards import REWARDS, Reward
 from rlattn.tasks import TASKS, Task
+
+# how many arguments each protocol's methods are called with
+CALLS: dict[type, dict[str, int]] = {Task: {"rows": 1, "verify": 2, "gold": 1}, Reward: {"score": 1}}
 
 
 def build_task(recipe: Recipe) -> Task:
@@ -45,6 +48,7 @@ def _build(spec: Plugin, kind: str | None, table: Mapping[str, type], protocol: 
     if not isinstance(built, protocol):
         missing = [n for n in dir(protocol) if not n.startswith("_") and not callable(getattr(built, n, None))]
         raise UserError(f"{where}.python", f"{spec.python} lacks the method {missing[0]}().", "See the README.")
+    check_methods(built, CALLS[protocol], where)
     return built
 
 
@@ -54,6 +58,7 @@ def _import(path: str, where: str) -> type:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
+        cls = getattr(module, class_name, None)
     except ModuleNotFoundError as error:
         if error.name and module_name.startswith(error.name):
             nearby = [file.stem for file in Path.cwd().glob("*.py")]
@@ -63,19 +68,24 @@ def _import(path: str, where: str) -> type:
                 did_you_mean(module_name, nearby) if nearby else "",
             ) from None
         raise UserError(f"{where}.python", f"{module_name} needs '{error.name}', which is not installed.") from None
-    except Exception as error:
-        raise UserError(f"{where}.python", f"{module_name} fails at import: {type(error).__name__}: {error}.") from None
-    cls = getattr(module, class_name, None)
-    if not isinstance(cls, type):
-        names = [name for name, value in vars(module).items() if isinstance(value, type)]
-        raise UserError(
-            f"{where}.python", f"no class '{class_name}' in {module_name}.", did_you_mean(class_name, names)
-        )
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{where}.python", f"{module_name} fails at import: {describe(error)}.") from None
+    if cls is not None and not isinstance(cls, type):
+        raise UserError(f"{where}.python", f"{path} is no class.", "Expected a class with the methods in the README.")
+    if cls is None:
+        own = [name for name, value in vars(module).items() if isinstance(value, type) and not name.startswith("_")]
+        hint = did_you_mean(class_name, own) if own else "It defines no class."
+        raise UserError(f"{where}.python", f"no class '{class_name}' in {module_name}.", hint)
     return cls
 
 
 def _construct(cls: type, options: dict[str, Any], where: str) -> Any:
-    parameters = inspect.signature(cls).parameters
+    try:
+        parameters = inspect.signature(cls).parameters
+    except ValueError:
+        raise UserError(
+            f"{where}.python", f"{cls.__name__} cannot be made from options.", "Name another class."
+        ) from None
     names = {f.name for f in fields(cls) if f.init} if is_dataclass(cls) else set(parameters)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in options:
@@ -84,14 +94,39 @@ def _construct(cls: type, options: dict[str, Any], where: str) -> Any:
             raise UserError(f"{where}.{key}", f"unknown option of {cls.__name__}.", hint)
     try:
         return TypeAdapter(cls).validate_python(options) if is_dataclass(cls) else cls(**options)
+    except UserError:
+        raise
     except ValidationError as error:
         first = error.errors()[0]
-        location = ".".join([where, *(str(part) for part in first["loc"])])
-        if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-            raise UserError(location, "is required.", "Add it to the recipe.") from None
-        problem = first["msg"].removeprefix("Value error, ")
-        if first["type"] != "value_error":
-            problem = f"{problem.replace('Input should be', 'expected')}; got {first.get('input')!r}"
-        raise UserError(location, f"{problem}.") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(where, f"{cls.__name__} refuses its options: {error}.") from None
+        raise option_error(first["type"], first["msg"], first.get("input"), [where, *map(str, first["loc"])]) from None
+    except (Exception, SystemExit) as error:
+        raise UserError(where, f"{cls.__name__} refuses its options: {describe(error)}.") from None
+
+
+def option_error(kind: str, message: str, value: object, path: list[str]) -> UserError:
+    """pydantic's finding about a dataclass option, in our words."""
+    if kind.startswith("missing"):
+        return UserError(".".join(path), "is required.", "Add it to the recipe.")
+    problem = message.removeprefix("Value error, ").rstrip(".")
+    if kind == "value_error":
+        # a __post_init__ speaks of the whole; its message starts with the option's name
+        name, colon, rest = problem.partition(": ")
+        return UserError(".".join([*path, name] if colon and name.isidentifier() else path), f"{rest or problem}.")
+    expected = problem.replace("Input should be", "expected").replace("a valid tuple", "a list")
+    return UserError(".".join(path), f"{expected}; got {value!r}.")
+
+
+def check_methods(built: Any, calls: Mapping[str, int], where: str) -> None:
+    """That every method named in `calls` can be called with that many arguments, and is no coroutine."""
+    for name, count in calls.items():
+        method = getattr(built, name)
+        try:
+            inspect.signature(method).bind(*range(count))
+        except TypeError:
+            raise UserError(
+                f"{where}.python", f"{name}() must take {count} argument{'s' * (count != 1)}.", "See the README."
+            ) from None
+        except ValueError:
+            continue  # a builtin without a signature
+        if inspect.iscoroutinefunction(method):
+            raise UserError(f"{where}.python", f"{name}() must not be async.", "Make it a plain method.")

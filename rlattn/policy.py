@@ -8,7 +8,8 @@ from typing import Any
 from peft import LoraConfig
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from rlattn.errors import UserError
+from rlattn.errors import UserError, describe
+from rlattn.model_size import NoSuchLayer, lora_parameters
 from rlattn.recipe import TINY_POLICY, Policy
 from rlattn.tasks import Task, WarmStartable
 from rlattn.types import WarmStart
@@ -40,8 +41,9 @@ def prepare_policy(policy: Policy, task: Task, progress: Callable[..., None] | N
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=policy.revision, trust_remote_code=False, padding_side="left", truncation_side="left"
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise _load_error(policy, error) from None
+    _check_lora(policy, config.to_dict())
     if policy.prompt_style == "chat" and tokenizer.chat_template is None:
         raise UserError(
             "policy.prompt_style", f"{policy.path} has no chat template.", "Use `prompt_style: plain` for a base model."
@@ -73,6 +75,18 @@ def make_tiny_policy(policy: Policy, task: Task, progress: Callable[..., None] |
     return tiny_policy(task, warm_start=warm_start, system_prompt=policy.system_prompt, progress=progress)
 
 
+def _check_lora(policy: Policy, config: dict[str, Any]) -> None:
+    """PEFT would refuse the same, but only once the weights are loaded."""
+    if policy.lora is None or isinstance(policy.lora.target_modules, str):
+        return
+    try:
+        lora_parameters(config, policy.lora.r, list(policy.lora.target_modules))
+    except NoSuchLayer as error:
+        raise UserError("policy.lora.target_modules", f"{error}.") from None
+    except ValueError:
+        return  # an architecture that rlattn cannot count: PEFT will judge
+
+
 def _lora(policy: Policy) -> LoraConfig | None:
     lora = policy.lora
     if lora is None:
@@ -85,8 +99,7 @@ def _lora(policy: Policy) -> LoraConfig | None:
 
 def _load_error(policy: Policy, error: Exception) -> UserError:
     if Path(policy.path).is_dir():
-        reason = str(error).strip().splitlines()[0]
-        return UserError("policy.path", f"{policy.path} holds no loadable model: {reason}")
+        return UserError("policy.path", f"{policy.path} holds no loadable model: {describe(error)[:300]}.")
     revision = f" at revision '{policy.revision}'" if policy.revision else ""
     return UserError(
         "policy.path",

@@ -13,11 +13,12 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rlattn import grpo_fields
 from rlattn.errors import UserError, did_you_mean
+from rlattn.paths import expanded, find_file, find_recipe, looks_local, nearest_file
 from rlattn.types import WarmStart
 
 TINY_POLICY = "tiny-reasoner"
-SOURCE_ROOT = Path(__file__).parent.parent
-SHIPPED = Path(__file__).parent / "shipped"  # where the wheel puts recipes, launch and data
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+TINY_CONTEXT = 2048  # tokens, prompt and completion together
 
 # Keys of GRPOConfig that another part of a recipe owns, and where each lives.
 OWNED_ELSEWHERE = {
@@ -37,6 +38,13 @@ REFUSED = {
     "push_to_hub": "is not done while training: use `rlattn export RUN --push REPO`",
     "auto_find_batch_size": "would break groups apart: lower trainer.per_device_train_batch_size instead",
     "eval_on_start": "is not needed: rlattn evaluates before, during and after training",
+    **dict.fromkeys(
+        ("hub_token", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
+        "is not a recipe's business: log in with `hf auth login` and use `rlattn export RUN --push REPO`",
+    ),
+    "logging_strategy": "is fixed: every logging_steps steps",
+    **dict.fromkeys(("disable_tqdm", "do_train", "do_eval", "do_predict"), "has no effect here"),
+    **dict.fromkeys(("metric_for_best_model", "greater_is_better"), "has no effect: the last checkpoints are kept"),
     "load_best_model_at_end": "is not offered: checkpoints/ keeps the last ones, model/ is the final policy",
 }
 
@@ -53,7 +61,14 @@ class Lora(Strict):
     r: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | tuple[Text, ...] = "all-linear"
+    target_modules: Text | tuple[Text, ...] = "all-linear"
+
+    @field_validator("target_modules")
+    @classmethod
+    def _a_list_of_names(cls, targets: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not targets or (isinstance(targets, str) and targets != "all-linear"):
+            raise ValueError(f"expected all-linear or a list such as [q_proj, v_proj], got {targets!r}")
+        return targets
 
 
 class Policy(Strict):
@@ -100,7 +115,7 @@ class Plugin(BaseModel):
 
 
 class RewardSpec(Plugin):
-    weight: float = Field(default=1.0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, allow_inf_nan=False, strict=True)
 
 
 class Rewards(BaseModel):
@@ -149,7 +164,7 @@ class Resume(Strict):
 
 class Recipe(Strict):
     name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32, strict=True)
     output_dir: Text | None = None
     policy: Policy
     task: Plugin
@@ -169,6 +184,8 @@ class Recipe(Strict):
                 raise UserError(f"trainer.{key}", f"{REFUSED[key]}.", "Remove the key.")
             if key not in fields:
                 raise UserError(f"trainer.{key}", "unknown key.", _home_of(key) or did_you_mean(key, fields))
+            if isinstance(value, str) and "dict" in fields[key].type and key not in ("deepspeed", "fsdp_config"):
+                raise UserError(f"trainer.{key}", f"expected a mapping, got text {value!r}.", "Write {key: value}.")
             try:
                 trainer[key] = grpo_fields.validate(key, value)
             except ValueError as error:
@@ -178,7 +195,7 @@ class Recipe(Strict):
 
     @property
     def run_dir(self) -> Path:
-        return Path(self.output_dir or f"runs/{self.name}").expanduser().absolute()
+        return expanded(self.output_dir or f"runs/{self.name}").absolute()
 
     @property
     def hub_ids(self) -> list[str]:
@@ -187,6 +204,11 @@ class Recipe(Strict):
         data = [options.get("path"), options.get("eval_path")] if kind == "dataset" else []
         paths = [self.policy.path if self.policy.path != TINY_POLICY else None, *data]
         return [path for path in paths if isinstance(path, str) and not Path(path).exists()]
+
+    @property
+    def keys(self) -> list[str]:
+        """Every dotted key, as `resume.allow_changed` names them."""
+        return list(_flat(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; parsing it gives an equal Recipe."""
@@ -219,36 +241,6 @@ def parse_recipe(data: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise _first_error(error, data) from None
-
-
-def find_recipe(path: str | Path) -> Path:
-    """The recipe file: as given, or a shipped one by path or bare name."""
-    shipped = shipped_dir("recipes")
-    candidates = [Path(path).expanduser(), shipped.parent / path, shipped / path, shipped / f"{path}.yaml"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate.absolute()
-    if candidates[0].is_dir():
-        raise UserError(str(path), "is a folder; expected a recipe file.", "See `rlattn recipes` for the shipped ones.")
-    names = [file.stem for file in shipped.glob("*.yaml")] + [
-        file.name for file in candidates[0].absolute().parent.glob("*.y*ml")
-    ]
-    raise UserError(str(path), "no such recipe.", did_you_mean(candidates[0].name.removesuffix(".yaml"), names))
-
-
-def shipped_dir(name: Literal["recipes", "launch", "data"]) -> Path:
-    """The folder of shipped files: inside the installed package, or beside it in a checkout."""
-    packaged = SHIPPED / name
-    return packaged if packaged.is_dir() else SOURCE_ROOT / name
-
-
-def find_file(path: str, base: Path) -> Path | None:
-    """A path of a recipe: beside the recipe, then in the working directory, then among the shipped files."""
-    given = Path(path).expanduser()
-    for root in (base, Path.cwd(), shipped_dir("data").parent):
-        if (root / given).exists():
-            return (root / given).absolute()
-    return None
 
 
 def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -305,32 +297,24 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
         found = find_file(policy, base)
         if found is not None:
             data["policy"]["path"] = str(found)
-        elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", policy) or policy.startswith("."):
-            raise UserError("policy.path", f"no folder '{policy}'.", _nearest_file(policy, base))
+        elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", policy) or policy.startswith(".") or looks_local(policy, base):
+            raise UserError("policy.path", f"no folder '{policy}'.", nearest_file(policy, base))
     for key in ("path", "eval_path"):
         given = recipe.task.options.get(key)
         if recipe.task.python is None and isinstance(given, str) and given:
             found = find_file(given, base)
             if found is not None:
                 data["task"][key] = str(found)
-            elif Path(given).suffix in (".jsonl", ".json", ".parquet", ".csv") or given.startswith((".", "/", "~")):
-                raise UserError(f"task.{key}", f"no file '{given}'.", _nearest_file(given, base))
+            elif Path(given).suffix in DATA_SUFFIXES or given.startswith((".", "/", "~")) or looks_local(given, base):
+                raise UserError(f"task.{key}", f"no file '{given}'.", nearest_file(given, base))
     deepspeed = recipe.trainer.get("deepspeed")
     if isinstance(deepspeed, str):
         found = find_file(deepspeed, base)
         if found is None:
-            raise UserError("trainer.deepspeed", f"no file '{deepspeed}'.", _nearest_file(deepspeed, base))
+            raise UserError("trainer.deepspeed", f"no file '{deepspeed}'.", nearest_file(deepspeed, base))
         data["trainer"]["deepspeed"] = str(found)
     data["output_dir"] = str(recipe.run_dir)
     return Recipe.model_validate(data)
-
-
-def _nearest_file(path: str, base: Path) -> str:
-    folders = [base / Path(path).parent, Path.cwd() / Path(path).parent, shipped_dir("data").parent / Path(path).parent]
-    names = [entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()]
-    near = difflib.get_close_matches(Path(path).name, names, n=1)
-    looked = "Looked beside the recipe, in the working directory and among the shipped files."
-    return f"Did you mean '{Path(path).parent / near[0]}'? {looked}" if near else looked
 
 
 def _first_error(error: ValidationError, data: Any) -> UserError:
@@ -345,14 +329,26 @@ def _first_error(error: ValidationError, data: Any) -> UserError:
             section = next(c for c in (annotation, *getattr(annotation, "__args__", ())) if _is_model(c))
         leaf = str(first["loc"][-1])
         return UserError(where, "unknown key.", (_home_of(leaf) or did_you_mean(leaf, section.model_fields)) + more)
+    if kind == "unexpected_keyword_argument":  # of the warm start
+        names = WarmStart.__dataclass_fields__
+        return UserError(where, "unknown key.", did_you_mean(first["loc"][-1], names) + more)
     if kind == "missing":
         return UserError(where, "is required.", f"Add it to the recipe.{more}")
     problem = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if kind == "value_error":
-        return UserError(where, f"{problem}.", more.strip())
+    if kind in ("value_error", "tuple_type", "model_type", "model_attributes_type", "dict_type", "dataclass_type"):
+        wanted = {"value_error": problem, "tuple_type": "expected a list, such as [a, b]"}
+        return UserError(
+            where,
+            f"{wanted.get(kind, 'expected a section of keys')}; got {_short(value)}."
+            if kind != "value_error"
+            else f"{problem}.",
+            more.strip(),
+        )
     if kind == "literal_error":
         options = [o.strip(" '") for o in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        return UserError(where, f"expected one of {', '.join(options)}; got {value!r}.", did_you_mean(value, options))
+        near = difflib.get_close_matches(str(value), options, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else ""
+        return UserError(where, f"expected one of {', '.join(options)}; got {value!r}.", hint)
     if kind == "string_pattern_mismatch":
         shape = "module:Class" if where.endswith("python") else "letters, digits, '_', '-' and '.'"
         return UserError(where, f"expected {shape}; got {value!r}.{more}")

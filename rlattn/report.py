@@ -61,9 +61,14 @@ def _curves(rows: list[dict[str, Any]]) -> str:
             if points:
                 axes.plot(*zip(*points), marker="o" if key.startswith("eval/") else None, markersize=4, label=key)
         if title == "Held-out accuracy":
-            band = [(row["step"], row["eval/low"], row["eval/high"]) for row in rows if "eval/low" in row]
-            steps, low, high = zip(*band)
-            axes.fill_between(steps, low, high, alpha=0.2)
+            band = [
+                (row["step"], row["eval/low"], row["eval/high"])
+                for row in rows
+                if row.get("eval/high") is not None and row.get("eval/low") is not None
+            ]
+            if band:
+                steps, low, high = zip(*band)
+                axes.fill_between(steps, low, high, alpha=0.2)
             axes.set_ylim(0, 1)
         axes.set(title=title, xlabel="step", ylabel=unit)
         axes.grid(alpha=0.3)
@@ -102,8 +107,8 @@ n = {{ "%.0f" % e.rows }})</small>{% endmacro %}
 {% if curves %}<img alt="Curves over training steps" src="{{ curves }}">{% else %}<p>Nothing logged yet.</p>{% endif %}
 <h2>Held-out completions</h2>
 {% for sample in samples %}<details {% if loop.index <= 3 %}open{% endif %}>
-<summary>Step {{ sample.step }}: <b class="{{ 'right' if sample.score >= 1 else 'wrong' }}">
-{{ 'right' if sample.score >= 1 else 'wrong' }}</b></summary>
+<summary>Step {{ sample.step }}: <b class="{{ 'right' if (sample.score or 0) >= 1 else 'wrong' }}">
+{{ 'right' if (sample.score or 0) >= 1 else 'wrong' }}</b></summary>
 <pre>{{ sample.prompt }}</pre><pre>{{ sample.completion }}</pre><p>Gold: <code>{{ sample.gold }}</code></p></details>
 {% else %}<p>None kept.</p>{% endfor %}
 <h2>Recipe</h2><pre>{{ recipe }}</pre>

@@ -2,9 +2,9 @@
 
 from importlib.util import find_spec
 
-from rlattn.errors import UserError
+from rlattn.errors import UserError, did_you_mean
 from rlattn.grpo_fields import load_fields
-from rlattn.recipe import TINY_POLICY, Recipe
+from rlattn.recipe import TINY_CONTEXT, TINY_POLICY, Recipe
 
 INSTALL = {"wandb": "wandb", "trackio": "'rlattn[trackers]'", "tensorboard": "'rlattn[trackers]'"}
 
@@ -104,8 +104,10 @@ def _check_steps(recipe: Recipe) -> None:
     steps = number(recipe, "max_steps", -1)
     for key in ("save_steps", "eval_steps", "logging_steps"):
         every = recipe.trainer.get(key)
-        if isinstance(every, float) and every < 1:
-            raise UserError(f"trainer.{key}", f"{every} would be a share of the run.", "Give a number of steps.")
+        if isinstance(every, float):
+            raise UserError(
+                f"trainer.{key}", f"expected a whole number of steps, got {every}.", "Give a number of steps."
+            )
         if key == "logging_steps" and 0 < steps < (every or 0):
             raise UserError(f"trainer.{key}", f"{every} is more than max_steps {steps}: nothing would be logged.")
     if recipe.task.options.get("streaming") and steps <= 0:
@@ -115,6 +117,18 @@ def _check_steps(recipe: Recipe) -> None:
 
 
 def _check_combinations(recipe: Recipe) -> None:
+    completion = number(recipe, "max_completion_length", 512)
+    if recipe.policy.path == TINY_POLICY and completion >= TINY_CONTEXT:
+        raise UserError(
+            "trainer.max_completion_length",
+            f"{completion} exceeds the {TINY_CONTEXT} tokens that {TINY_POLICY} holds, prompt included.",
+            "Lower it.",
+        )
+    for key in recipe.resume.allow_changed:
+        if not any(known == key or known.startswith(f"{key}.") for known in (*recipe.keys, "policy.lora", "trainer")):
+            names = {*recipe.keys, *(f"trainer.{name}" for name in load_fields())}
+            if key not in names:
+                raise UserError("resume.allow_changed", f"'{key}' is no key of a recipe.", did_you_mean(key, names))
     if recipe.trainer.get("bf16") and recipe.trainer.get("fp16"):
         raise UserError("trainer.bf16", "and fp16 are both true.", "Keep one.")
     if recipe.policy.stop_strings and recipe.trainer.get("mask_truncated_completions"):

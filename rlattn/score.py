@@ -9,6 +9,7 @@ from rlattn.errors import UserError
 from rlattn.plugins import build_rewards, build_task
 from rlattn.recipe import Recipe
 from rlattn.rewards import score_safely
+from rlattn.rows import check_row
 from rlattn.types import Rollout
 
 
@@ -25,6 +26,8 @@ def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
     scored = []
     for number, row in _lines(completions):
         prompt = row.get("prompt", "")
+        if not isinstance(prompt, str):
+            check_row(row, f"line {number}")
         rollout = Rollout(
             prompt=prompt,
             prompt_text=prompt if isinstance(prompt, str) else "\n".join(str(m.get("content", "")) for m in prompt),
@@ -69,12 +72,12 @@ def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise UserError("--completions", f"no file '{path}'.", "Expected jsonl, one object with `completion` a line.")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}", f"not JSON: {error}.") from None
         if not isinstance(row, dict) or not isinstance(row.get("completion"), str):
             raise UserError(f"{path}, line {number}", "expected an object with a text `completion`.")

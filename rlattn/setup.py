@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback
+from transformers import GenerationConfig, PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
 from rlattn.data import eval_examples, train_data
-from rlattn.errors import UserError
+from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.evaluate import Example
 from rlattn.plugins import build_rewards, build_task
 from rlattn.policy import PolicySource, prepare_policy
@@ -44,7 +44,9 @@ def prepare(recipe: Recipe) -> Setup:
     for warning in check_recipe(recipe, world_size()):
         say(f"warning: {warning}")
     check_installed(recipe)
+    check_generation(recipe)
     task, rewards = build_task(recipe), build_rewards(recipe)
+    grpo_config(recipe, recipe.run_dir / "checkpoints", {})  # TRL's own refusals, before a policy is made
     examples = eval_examples(task, recipe.policy)
     data = train_data(task, recipe.policy)
     with contextlib.ExitStack() as stack:
@@ -113,8 +115,8 @@ def grpo_config(recipe: Recipe, output_dir: Path, model_init_kwargs: dict[str, A
     }
     try:
         return GRPOConfig(**(values | overrides))
-    except (ValueError, ImportError) as error:
-        raise UserError("trainer", f"TRL refuses it: {str(error).strip()}") from None
+    except Exception as error:
+        raise UserError("trainer", f"TRL refuses it: {describe(error)}.") from None
 
 
 def tracker_environment(recipe: Recipe) -> dict[str, str]:
@@ -142,6 +144,14 @@ def check_lengths(recipe: Recipe, policy: PolicySource, examples: list[Example])
             f"{policy.context} tokens.",
             f"At most {max(policy.context - prompt, 0)}.",
         )
+
+
+def check_generation(recipe: Recipe) -> None:
+    """transformers ignores generation settings that it does not know; a typo should not go unnoticed."""
+    known = vars(GenerationConfig())
+    for key in recipe.trainer.get("generation_kwargs") or {}:
+        if key not in known and not recipe.trainer.get("use_vllm"):
+            raise UserError(f"trainer.generation_kwargs.{key}", "unknown setting.", did_you_mean(key, known))
 
 
 def template_kwargs(recipe: Recipe) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from filelock import FileLock
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from rlattn.recipe import TINY_CONTEXT
 from rlattn.types import WarmStart
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         unk_token=UNK,
         additional_special_tokens=special[3:],
         padding_side="left",
-        model_max_length=2048,
+        model_max_length=TINY_CONTEXT,
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -271,7 +272,7 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=40,
-        max_position_embeddings=2048,
+        max_position_embeddings=TINY_CONTEXT,
         tie_word_embeddings=True,
         initializer_range=0.02,
         pad_token_id=tokenizer.pad_token_id,

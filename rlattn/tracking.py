@@ -8,10 +8,13 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from rlattn.errors import UserError
 from rlattn.recipe import Recipe, differences, load_recipe
@@ -29,13 +32,17 @@ def open_run(recipe: Recipe) -> int | None:
         UserError: the folder holds something else, or a run of another recipe.
     """
     run = recipe.run_dir
-    if run.exists() and not run.is_dir():
-        raise UserError("output_dir", f"{run} is a file.", "Name a folder.")
-    if not run.is_dir() or not any(run.iterdir()):
+    check_writable(run)
+    if not run.is_dir() or not any(path.name != ".lock" for path in run.iterdir()):
         return 0
+    if not is_run(run):
+        raise UserError("output_dir", f"{run} is not empty and holds no run of rlattn's.", "Name a new folder.")
     if not (run / "recipe.yaml").is_file():
-        raise UserError("output_dir", f"{run} is not empty and holds no run.", "Name a new folder.")
-    changed = differences(load_recipe(run / "recipe.yaml"), recipe)
+        return 0  # a run that was stopped while it began
+    try:
+        changed = differences(load_recipe(run / "recipe.yaml"), recipe)
+    except UserError as error:
+        raise UserError("output_dir", f"the run in {run} has a damaged recipe.yaml: {error}", "Name another.") from None
     refused = {
         key: values
         for key, values in changed.items()
@@ -48,18 +55,51 @@ def open_run(recipe: Recipe) -> int | None:
         raise UserError(
             "output_dir", f"{run} holds a run of another recipe ({'; '.join(shown)}{more}).", f"Name another{allow}"
         )
-    if read_summary(run) and not changed:
-        return None
     checkpoint = last_checkpoint(run)
-    return checkpoint_step(checkpoint) if checkpoint else 0
+    done = checkpoint_step(checkpoint) if checkpoint else 0
+    wanted = recipe.trainer.get("max_steps", -1)
+    finished = bool(read_summary(run)) and (run / "model").is_dir()
+    if finished and (not changed or 0 < wanted <= done):
+        return None
+    return done
+
+
+def is_run(folder: Path) -> bool:
+    """Whether rlattn made this folder: nothing in any other is ever overwritten or removed."""
+    try:
+        return "rlattn" in json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError where a run's folder could not be made."""
+    parent = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if parent is None or not parent.is_dir():
+        raise UserError("output_dir", f"{folder} cannot be made: {parent} is no folder.", "Name another.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError("output_dir", f"{folder} cannot be made: {parent} is not writable.", "Name another.")
+
+
+def lock_run(folder: Path) -> FileLock:
+    """Keeps a second process out of a run's folder for as long as this one lives. One rank only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            "output_dir", f"{folder} is being trained by another process.", "Wait, or name another."
+        ) from None
+    return lock
 
 
 def start_run(recipe: Recipe, step: int, world_size: int) -> None:
-    """Writes recipe.yaml and environment.json, and cuts what lies after `step` out of the logs. One rank only."""
+    """Writes environment.json and recipe.yaml, and cuts what lies after `step` out of the logs. One rank only."""
     run = recipe.run_dir
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(run / "recipe.yaml", recipe.to_yaml())
+    # environment.json first: it marks the folder as rlattn's
     write_text(run / "environment.json", json.dumps(environment(recipe, world_size), indent=2))
+    write_text(run / "recipe.yaml", recipe.to_yaml())
     (run / "summary.json").unlink(missing_ok=True)
     for name in ("metrics.jsonl", "samples.jsonl"):
         rows = [row for row in read_rows(run / name) if row["step"] <= step] if step else []
@@ -87,7 +127,11 @@ def environment(recipe: Recipe, world_size: int) -> dict[str, Any]:
 
 def last_checkpoint(run: Path) -> Path | None:
     """The newest complete checkpoint: trainer_state.json is what transformers writes last."""
-    found = [path for path in (run / "checkpoints").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    found = [
+        path
+        for path in (run / "checkpoints").glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d{1,12}", path.name) and (path / "trainer_state.json").is_file()
+    ]
     return max(found, key=checkpoint_step, default=None)
 
 
@@ -103,15 +147,18 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         for line in lines:
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict) and "step" in row:
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
                 yield row
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    path = run / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return summary if isinstance(summary, dict) else None
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

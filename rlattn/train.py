@@ -17,7 +17,7 @@ from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
 from rlattn.rules import number
 from rlattn.setup import make_trainer, prepare, template_kwargs
-from rlattn.tracking import last_checkpoint, open_run, start_run
+from rlattn.tracking import last_checkpoint, lock_run, open_run, start_run
 from rlattn.trainer import AttentionGRPOTrainer
 
 
@@ -31,6 +31,7 @@ def train(recipe: Recipe) -> None:
             "resume.allow_changed='[trainer.max_steps]'; to start over, name another output_dir."
         )
         return
+    lock = lock_run(recipe.run_dir) if is_main() else None
     setup = prepare(recipe)
     if is_main():
         start_run(recipe, start_step, world_size())
@@ -51,6 +52,8 @@ def train(recipe: Recipe) -> None:
     save_model(trainer, recipe.run_dir / "model")
     if is_main():
         finish(setup, evaluation.latest, result, time.monotonic() - began)
+    if lock:
+        lock.release()
     if torch.distributed.is_initialized():
         trainer.accelerator.end_training()
 

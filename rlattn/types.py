@@ -43,8 +43,12 @@ class WarmStart:
     """Apart from the run's seed, so that runs of several seeds share one warm start."""
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 1:
-            raise ValueError(f"expected steps >= 0 and batch_size >= 1, got {self.steps} and {self.batch_size}")
+        if not 0 <= self.steps <= 1_000_000:
+            raise ValueError(f"steps: expected 0 to 1,000,000, got {self.steps}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: expected 0 to 2^32 - 1, got {self.seed}")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"noise: expected 0 to 1, got {self.noise}")
         if not self.learning_rate > 0:
@@ -81,3 +85,5 @@ class Credit:
     """Float32 >= 0; 1 outside the response."""
     metrics: "dict[str, Tensor]"
     """Scalars by name (`credit/mean`, …)."""
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"learning_rate: expected more than 0 and less than 1, got {self.learning_rate}")

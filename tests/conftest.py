@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["OMP_NUM_THREADS"] = "1"  # two test processes on two cores, and the same sums everywhere
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +26,7 @@ SMALL = (
     "policy.warm_start={steps: 30, batch_size: 16}",
     "policy.supervised_control=false",
     "task={kind: arithmetic, terms: [3, 3], eval_rows: 8}",
+    "rewards={accuracy: {}, format: {weight: 0.1}, variety: {python: 'variety:Variety'}}",
     "trainer={max_steps: 3, num_generations: 4, per_device_train_batch_size: 8, max_completion_length: 64,"
     " learning_rate: 1e-3, gradient_checkpointing: false, eval_steps: 2, save_steps: 2, per_device_eval_batch_size: 8}",
 )

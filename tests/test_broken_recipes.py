@@ -65,7 +65,7 @@ BROKEN: list[tuple[list[str] | str, list[str]]] = [
     (["policy.path=./nowhere"], ["policy.path", "no folder './nowhere'"]),
     (["policy.path=nobody/nothing"], ["policy.path", "nobody/nothing", "hub"]),
     (["policy.prompt_style=plain"], ["policy.prompt_style", "chat"]),
-    (["policy=tiny-reasoner"], ["policy", "dictionary"]),
+    (["policy=tiny-reasoner"], ["policy", "section"]),
     (["task.kind=arithmatic"], ["task.kind", "unknown task 'arithmatic'", "'arithmetic'"]),
     (["task.trms=[3, 4]"], ["task.trms", "unknown option of Arithmetic", "'terms'"]),
     (["task.terms=[0, 99]"], ["task", "terms"]),
@@ -156,3 +156,61 @@ def test_exit_code_2_no_traceback_and_at_once(command, index, folder):
 def test_a_missing_recipe_names_the_nearest(folder):
     with pytest.raises(UserError, match=r"no such recipe. Did you mean 'quickstart'\?"):
         load_recipe("recipes/quikstart.yaml")
+
+
+PLUGINS = {
+    "exits": "import sys\nsys.exit(0)",
+    "raises": "raise RuntimeError('two\\nlines')",
+    "angry": "class R:\n    def __init__(self): raise SystemExit(0)\n    def score(self, rollout): return 1",
+    "function": "def R(rollout): return 1",
+    "narrow": "class R:\n    def score(self): return 1",
+    "later": "class R:\n    async def score(self, rollout): return 1",
+}
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plugin_cannot_end_the_tool_in_silence(name, folder, monkeypatch):
+    (folder / f"plugin_{name}.py").write_text(PLUGINS[name])
+    monkeypatch.syspath_prepend(folder)
+    (folder / "broken.yaml").write_text(GOOD)
+    with pytest.raises(UserError, match=r"rewards\.x") as caught:
+        check(load_recipe("broken.yaml", [f"rewards.x={{python: 'plugin_{name}:R'}}"]), ranks=1, gpu_memory=None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("return None", "gives no rows|fails"),
+        ("raise KeyError('x')", "fails: KeyError"),
+        ("return []", "no eval rows"),
+        ("return [{'question': 'a'}]", "no 'prompt'"),
+        ("return [{'prompt': 3}]", "neither text nor chat messages"),
+        ("return 'abc'", "no rows|no dict"),
+    ],
+)
+def test_a_task_of_ones_own_that_gives_no_good_rows(body, expected, folder, monkeypatch):
+    name = f"task_{abs(hash(body))}"
+    (folder / f"{name}.py").write_text(
+        f"class T:\n    def rows(self, split): {body}\n"
+        "    def verify(self, completion, row): return 1.0\n    def gold(self, row): return ''\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    (folder / "broken.yaml").write_text(GOOD)
+    with pytest.raises(UserError, match=expected):
+        check(load_recipe("broken.yaml", [f"task={{python: '{name}:T'}}"]), ranks=1, gpu_memory=None)
+
+
+def test_no_file_of_the_users_is_overwritten_by_score(folder):
+    (folder / "broken.yaml").write_text(GOOD)
+    (folder / "stored.jsonl").write_text('{"completion": "<answer> 2 </answer>", "answer": 2}\n')
+    (folder / "precious.txt").write_text("precious")
+    command = [sys.executable, "-m", "rlattn.cli", "score", "broken.yaml", "--completions", "stored.jsonl", "--out"]
+    for out in ("precious.txt", "stored.jsonl", "nowhere/x.jsonl"):
+        result = subprocess.run([*command, out], cwd=folder, capture_output=True, text=True, check=False)
+        assert result.returncode == 2
+        assert "--out" in result.stderr
+    assert (folder / "precious.txt").read_text() == "precious"
+    result = subprocess.run([*command, "scores.jsonl"], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert '"accuracy": 1.0' in (folder / "scores.jsonl").read_text()

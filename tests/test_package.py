@@ -23,10 +23,9 @@ def installed(tmp_path_factory):
 
 
 def run(site, cwd, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "rlattn.cli", *arguments],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "rlattn.cli", *arguments]
+    environment = {**os.environ, "PYTHONPATH": f"{site}:{os.environ['PYTHONPATH']}"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_wheel_ships_recipes_launch_files_and_data(installed):

@@ -6,8 +6,9 @@ import pytest
 
 from rlattn.check import check
 from rlattn.errors import UserError
+from rlattn.paths import find_recipe, shipped_dir
 from rlattn.plugins import build_rewards, build_task
-from rlattn.recipe import differences, find_recipe, load_recipe, shipped_dir
+from rlattn.recipe import differences, load_recipe
 
 SHIPPED = sorted(shipped_dir("recipes").glob("*.yaml"))
 

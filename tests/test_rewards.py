@@ -73,12 +73,14 @@ def test_accuracy_is_the_tasks_verifier():
         (math.inf, "inf"),
         ("x", "ValueError"),
         (ZeroDivisionError("/"), "ZeroDivisionError"),
+        (SystemExit(0), "SystemExit"),
+        (GeneratorExit(), "GeneratorExit"),
     ],
 )
 def test_a_failing_reward_is_neutral_and_says_why(returned, problem):
     class Failing:
         def score(self, rollout):
-            if isinstance(returned, Exception):
+            if isinstance(returned, BaseException):
                 raise returned
             return returned
 

@@ -14,7 +14,7 @@ from conftest import SMALL, rlattn
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlattn.tracking import read_rows
+from rlattn.tracking import lock_run, read_rows
 
 RUN = "runs/quickstart"
 
@@ -40,6 +40,7 @@ def test_the_run_folder_holds_what_it_promises(finished):
     rows = metrics(folder)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 2, 3]
+    assert all(row["grad_norm"] > 0 for row in rows[1:])
     logged = {"reward", "rewards/accuracy/mean", "rewards/format/mean", "time/step"}
     assert all(logged <= row.keys() for row in rows[1:])
     assert json.loads((run / "environment.json").read_text())["packages"]["trl"]
@@ -90,6 +91,24 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     result = rlattn("train", "quickstart", *SMALL, "output_dir=thesis", cwd=tmp_path)
     assert result.returncode == 2
     assert "holds no run" in result.stderr
+
+
+def test_a_folder_with_a_recipe_of_the_users_is_no_run(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("# mine\nname: mine\n")
+    (tmp_path / "metrics.jsonl").write_text("precious")
+    result = rlattn("train", "quickstart", *SMALL, "output_dir=.", cwd=tmp_path)
+    assert result.returncode == 2
+    assert (tmp_path / "metrics.jsonl").read_text() == "precious"
+
+
+def test_a_second_process_in_one_folder_is_refused(finished, tmp_path):
+    folder, _ = finished
+    lock = lock_run(folder / RUN)
+    longer = ("policy.supervised_control=true", "trainer.max_steps=9", "resume.allow_changed=[trainer.max_steps]")
+    result = rlattn("train", "quickstart", *SMALL, *longer, cwd=folder)
+    lock.release()
+    assert result.returncode == 2
+    assert "is being trained by another process" in result.stderr
 
 
 def test_same_recipe_and_seed_same_numbers_another_seed_others(finished, tmp_path):

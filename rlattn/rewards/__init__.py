@@ -6,6 +6,7 @@ A reward is a frozen dataclass; its fields are its options in a recipe (`rewards
 import math
 from typing import Protocol, runtime_checkable
 
+from rlattn.errors import describe
 from rlattn.rewards.accuracy import Accuracy
 from rlattn.rewards.format import Format
 from rlattn.types import Rollout
@@ -30,6 +31,8 @@ def score_safely(reward: Reward, rollout: Rollout) -> tuple[float | None, str]:
         if value is None:
             return None, ""
         number = float(value)
-    except Exception as error:
-        return None, f"{type(error).__name__}: {error}"
+    except KeyboardInterrupt:
+        raise  # the user's Ctrl-C
+    except BaseException as error:
+        return None, describe(error)
     return (number, "") if math.isfinite(number) else (None, f"returned {number}")

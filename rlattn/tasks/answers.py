@@ -90,7 +90,8 @@ def _boxed(text: str) -> list[tuple[int, str]]:
             open_braces.append(None)
         elif match[2] == "}" and open_braces:
             start = open_braces.pop()
-            if start is not None:
+            # a longer one is no answer, and slicing every box of a deep nest would be quadratic
+            if start is not None and match.start() - start <= LONGEST_ANSWER + 2:
                 boxes.append((match.start(), text[start : match.start()].strip()))
     return boxes
 

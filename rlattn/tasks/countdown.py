@@ -25,6 +25,7 @@ OPERATIONS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "/": operator.truediv,
 }
 LARGEST_RESULT = 999  # of a worked step, so that every number is one token of the tiny policy
+PATIENCE = 20_000  # draws without a new problem, after which there are none
 LONGEST_ANSWER = 200  # characters; far above any honest answer, far below what could exhaust the parser
 
 Expression = int | tuple["Expression", str, "Expression"]
@@ -69,8 +70,12 @@ class Countdown:
         """
         rng = Random(self.data_seed)
         problems: dict[tuple[tuple[int, ...], int], Row] = {}
+        found = 0
         wanted = self.eval_rows + self.train_rows
-        for _ in range(200 * wanted):
+        last_new = 0
+        for draw in range(200 * wanted):
+            if draw - last_new > PATIENCE:
+                break
             numbers = [rng.randint(1, self.largest_number) for _ in range(rng.choice(self.numbers))]
             expression = _draw(numbers, rng)
             target = _value(expression)
@@ -85,6 +90,8 @@ class Countdown:
                     "solution": _text(expression),
                 },
             )
+            if len(problems) > found:
+                found, last_new = len(problems), draw
             if len(problems) == wanted:
                 # eval comes first, so that it does not change with train_rows
                 rows = list(problems.values())

@@ -59,6 +59,10 @@ class DatasetTask:
             raise UserError(f"task.columns.{key}", "is not a column rlattn reads.", did_you_mean(key, COLUMNS))
         if self.eval_rows < 0:
             raise UserError("task.eval_rows", f"is {self.eval_rows}, expected 0 or more.")
+        if self.columns.get("prompt", "prompt") == self.columns.get("answer", "answer"):
+            raise UserError(
+                "task.columns", "prompt and answer are one column: the prompt would hold the answer.", "Mend it."
+            )
         if self.eval_path == self.path and (self.eval_split or "train") == self.split:
             raise UserError("task.eval_path", "is the training data.", "Leave it out to hold out eval_rows of them.")
         if self.eval_path is None and self.eval_split == self.split:

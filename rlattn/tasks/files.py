@@ -32,6 +32,8 @@ def data_files(path: str, split: str) -> list[Path]:
         if not folder.is_dir():
             raise UserError(path, f"no such file: the folder {folder} does not exist.")
         raise UserError(path, "no such file.", did_you_mean(where.name, _data_names(folder)))
+    if not where.is_file():
+        raise UserError(path, "is no regular file.", "Name a file or a folder of files.")
     if where.suffix.lower() not in SUFFIXES:
         raise UserError(path, f"cannot read '{where.suffix}' files.", f"Supported: {', '.join(SUFFIXES)}.")
     if split != "train":
@@ -140,8 +142,9 @@ def _json_lines(lines: Iterable[str], file: Path) -> Iterator[tuple[int, Any]]:
 def _parsed(text: str, file: Path, line: int) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         at = line + getattr(error, "lineno", 1) - 1
-        problem = f"bad JSON: {getattr(error, 'msg', 'nested too deeply')}."
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        problem = f"bad JSON: {getattr(error, 'msg', reason)}."
         fix = "Expected one object a line, or in .json one list of objects."
         raise UserError(f"{file}, line {at}", problem, fix) from error

@@ -1,0 +1,47 @@
+"""A task's rows, looked at before anything is built on them: a task of a user's own may give anything."""
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from rlattn.errors import UserError, describe
+from rlattn.tasks import Row, Split, Task
+
+
+def rows_of(task: Task, split: Split) -> Any:
+    """`task.rows(split)`, its first row checked.
+
+    Raises:
+        UserError: it raises, is empty, or its first row is none.
+    """
+    try:
+        rows = task.rows(split)
+        first = next(iter(islice(rows, 1)), None)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError("task", f"{type(task).__name__}.rows('{split}') fails: {describe(error)}.") from None
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+        raise UserError("task", f"{type(task).__name__}.rows('{split}') gives no rows.", "Expected a list of dicts.")
+    if first is None:
+        fix = "Set task.eval_rows to at least 1." if split == "eval" else "Check where it reads them."
+        raise UserError("task", f"{type(task).__name__} has no {split} rows.", fix)
+    check_row(first, f"the first {split} row")
+    # a generator has lost its first row now
+    return rows if iter(rows) is not rows else task.rows(split)
+
+
+def check_row(row: Row, where: str) -> None:
+    """Raises UserError where a row has no prompt of text or chat messages."""
+    if not isinstance(row, Mapping):
+        raise UserError("task", f"{where} is no dict but {type(row).__name__}.", "Expected a dict with `prompt`.")
+    if "prompt" not in row:
+        raise UserError("task", f"{where} has no 'prompt', only {', '.join(map(str, row))}.", "See the README.")
+    prompt = row["prompt"]
+    messages = isinstance(prompt, list) and bool(prompt) and all(_is_message(message) for message in prompt)
+    if not messages and not (isinstance(prompt, str) and prompt.strip()):
+        raise UserError("task", f"{where}: its prompt is neither text nor chat messages.", "Expected one of them.")
+
+
+def _is_message(message: object) -> bool:
+    return isinstance(message, Mapping) and isinstance(message.get("role"), str) and "content" in message
