@@ -51,13 +51,13 @@ class WarmStart:
             raise ValueError(f"seed: expected 0 to 2^32 - 1, got {self.seed}")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"noise: expected 0 to 1, got {self.noise}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: expected more than 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"learning_rate: expected more than 0 and less than 1, got {self.learning_rate}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:
-    """What attention says about every token of a batch. N positions (prompt and completion), L chosen layers, H heads."""
+    """What attention says about every token. N positions (prompt and completion), L chosen layers, H heads."""
 
     waad_BN: "Tensor"
     """Float32: how far back a token looks, its distance clipped at the window; NaN where it is no response token."""
@@ -85,5 +85,3 @@ class Credit:
     """Float32 >= 0; 1 outside the response."""
     metrics: "dict[str, Tensor]"
     """Scalars by name (`credit/mean`, …)."""
-        if not 0 < self.learning_rate < 1:
-            raise ValueError(f"learning_rate: expected more than 0 and less than 1, got {self.learning_rate}")

@@ -74,11 +74,8 @@ def captured(model, layers):
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_metrics_are_those_of_the_eager_maps(model_type, implementation):
     eager = build(model_type, "eager")
-    try:
-        model = build(model_type, implementation)
-    except ValueError as refused:
-        assert "scaled_dot_product_attention" in str(refused)  # transformers has no sdpa for it
-        model = eager
+    # transformers has no sdpa for these: softcap and sinks need the scores
+    model = eager if model_type in ("gemma2", "gpt_oss") else build(model_type, implementation)
     input_ids, attention_mask, response_mask = batch()
     with torch.no_grad():
         maps = eager(input_ids=input_ids, attention_mask=attention_mask, output_attentions=True).attentions
