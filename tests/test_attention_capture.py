@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlattn.attention.capture import attention_layers, capture, rhythm_signals, text_decoder
+from rlattn.types import AttentionOptions
 
 TINY = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -60,11 +61,15 @@ def dense(map_HNN: torch.Tensor, response_N: torch.Tensor):
     return span_H, waad_HN, fai_HN.masked_fill(~rows, torch.nan)
 
 
+def options(layers):
+    return AttentionOptions(layers=tuple(layers), window=WINDOW, horizon=HORIZON)
+
+
 def captured(model, layers):
     input_ids, attention_mask, response_mask = batch()
     with (
         torch.no_grad(),
-        capture(model, attention_mask, response_mask, layers=layers, window=WINDOW, horizon=HORIZON) as found,
+        capture(model, attention_mask, response_mask, options=options(layers)) as found,
     ):
         model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     return found.metrics()
@@ -120,7 +125,7 @@ def test_chunked_forwards_give_what_one_forward_gives():
     whole = captured(model, range(4))
     with (
         torch.no_grad(),
-        capture(model, attention_mask, response_mask, layers=range(4), window=WINDOW, horizon=HORIZON) as found,
+        capture(model, attention_mask, response_mask, options=options(range(4))) as found,
     ):
         for row in range(3):
             model(input_ids=input_ids[row : row + 1], attention_mask=attention_mask[row : row + 1], use_cache=False)
@@ -150,10 +155,10 @@ def test_rhythm_signals_stops_after_the_last_chosen_layer_and_gives_entropy_on_r
     calls = []
     for index, layer in enumerate(model.model.layers):
         layer.mlp.register_forward_hook(lambda *_, index=index: calls.append(index))
-    signals = rhythm_signals(model, *batch(), layers=(1, 2))
+    signals = rhythm_signals(model, *batch(), options=options((1, 2)))
     assert calls == [0, 1]
     assert signals.entropy_BN is None
-    entropy = rhythm_signals(model, *batch(), layers=(1, 2), entropy=True).entropy_BN
+    entropy = rhythm_signals(model, *batch(), options=options((1, 2)), entropy=True).entropy_BN
     mask = batch()[2].bool()
     assert entropy[mask].isfinite().all()
     assert entropy[~mask].isnan().all()

@@ -5,7 +5,7 @@ L chosen layers, H heads.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlattn.attention.heads import average_over, choose_layers, head_sets
 from rlattn.attention.metrics import AttentionMetrics, attention_metrics
-from rlattn.types import Signals
+from rlattn.types import AttentionOptions, Signals
+
+DEFAULTS = AttentionOptions()
 
 
 @dataclass(kw_only=True)
@@ -45,10 +47,17 @@ class Capture:
         span, waad, fai = (torch.stack(values, dim=1) for values in zip(*whole))
         return span, waad, fai
 
-    def signals(self, *, share: float = 0.3, scope: str = "sequence", entropy_BN: Tensor | None = None) -> Signals:
-        """Head sets from the spans, and the metrics averaged over them."""
+    def signals(
+        self, *, share: float = 0.3, heads: tuple[Tensor, Tensor] | None = None, entropy_BN: Tensor | None = None
+    ) -> Signals:
+        """The metrics averaged over the local and the global heads: those of `heads` (bool, L x H each), or every
+        rollout's own by its spans.
+        """
         span_BLH, waad_BLHN, fai_BLHN = self.metrics()
-        local_BLH, global_BLH = head_sets(span_BLH, share=share, scope=scope)
+        if heads is None:
+            local_BLH, global_BLH = head_sets(span_BLH, share)
+        else:
+            local_BLH, global_BLH = (chosen_LH.expand_as(span_BLH) for chosen_LH in heads)
         return Signals(
             waad_BN=average_over(waad_BLHN, local_BLH),
             fai_BN=average_over(fai_BLHN, global_BLH),
@@ -67,10 +76,7 @@ def capture(
     attention_mask_BN: Tensor,
     response_mask_BN: Tensor,
     *,
-    layers: Sequence[int] | None = None,
-    window: int = 10,
-    horizon: tuple[int, int] = (10, 100),
-    rows: str = "token",
+    options: AttentionOptions = DEFAULTS,
     stop_after_last: bool = False,
 ) -> Iterator[Capture]:
     """Every forward of `model` inside the context leaves the metrics of its chosen layers in the yielded Capture.
@@ -80,11 +86,13 @@ def capture(
 
     Args:
         model: a decoder-only transformers model, PEFT-wrapped or not; of a vision-language model, its text tower.
-        layers: 0-based; the paper's choice from the middle third where None.
+        options: layers, window, horizon and rows; head sets are `Capture.signals`' business.
         stop_after_last: end the forward after the last chosen layer (the caller's forward returns nothing).
     """
     decoder = text_decoder(model)
-    chosen = tuple(layers) if layers is not None else choose_layers(len(decoder.layers), attention_layers(decoder))
+    chosen = options.layers or choose_layers(len(decoder.layers), attention_layers(decoder))
+    if max(chosen) >= len(decoder.layers):
+        raise ValueError(f"attention.layers: the model has layers 0 to {len(decoder.layers) - 1}, got {list(chosen)}")
     modules = {id(m): i for i, layer in enumerate(decoder.layers) for m in layer.modules() if hasattr(m, "layer_idx")}
     key = decoder.config._attn_implementation
     result = Capture(layers=chosen, attention_mask_BN=attention_mask_BN, response_mask_BN=response_mask_BN)
@@ -105,12 +113,12 @@ def capture(
                         scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
                         attention_mask=attention_mask_BN[part],
                         response_mask=response_mask_BN[part],
-                        window=window,
-                        horizon=horizon,
+                        window=options.window,
+                        horizon=options.horizon,
                         sliding_window=kwargs.get("sliding_window"),
                         softcap=kwargs.get("softcap"),
                         sinks=None if kwargs.get("s_aux") is None else kwargs["s_aux"].detach(),
-                        rows=rows,
+                        rows=options.rows,
                     )
                 )
             if stop_after_last and layer == max(chosen):
@@ -136,27 +144,35 @@ def rhythm_signals(
     response_mask: Tensor,
     *,
     entropy: bool = False,
-    share: float = 0.3,
-    scope: str = "sequence",
-    **options: Any,
+    options: AttentionOptions = DEFAULTS,
 ) -> Signals:
     """WAAD, FAI and the head sets of any decoder-only model on a batch (arXiv 2510.13554, section 4).
 
     Args:
         input_ids, attention_mask, response_mask: (B, N); masks 1 = real / response token.
         entropy: also the entropy of the distribution each token was drawn from; needs the whole forward.
-        share, scope: of the head sets, see heads.head_sets.
-        options: of `capture`: layers, window, horizon, rows.
+        options: layers, window, horizon, rows and the share of heads; sets of any wider scope are one batch's here.
 
     Cost: one forward up to the last chosen layer, plus about what attention itself costs in the chosen layers.
     """
-    with capture(model, attention_mask, response_mask, stop_after_last=not entropy, **options) as captured:
+    with capture(model, attention_mask, response_mask, options=options, stop_after_last=not entropy) as captured:
         try:
             output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         except _Reached:
             output = None
     entropy_BN = _entropy(output.logits, response_mask) if entropy and output is not None else None
-    return captured.signals(share=share, scope=scope, entropy_BN=entropy_BN)
+    heads = None if options.scope == "sequence" else batch_heads(captured.metrics()[0], options.share)
+    return captured.signals(share=options.share, heads=heads, entropy_BN=entropy_BN)
+
+
+def batch_heads(span_BLH: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """One pair of head sets for all rollouts: local_LH and global_LH, bool."""
+    rows_BLH = span_BLH[~span_BLH.isnan().all(dim=(1, 2))]
+    if not len(rows_BLH):
+        empty_LH = torch.zeros(span_BLH.shape[1:], dtype=torch.bool, device=span_BLH.device)
+        return empty_LH, empty_LH
+    local_BLH, global_BLH = head_sets(rows_BLH, share, scope="batch")
+    return local_BLH[0], global_BLH[0]
 
 
 def text_decoder(model: nn.Module) -> Any:
