@@ -109,4 +109,6 @@ def wilson_interval(right: float, count: int, z: float = 1.96) -> tuple[float, f
     share = right / count
     centre = share + z * z / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, (centre - spread) / (1 + z * z / count)), min(1.0, (centre + spread) / (1 + z * z / count))
+    low, high = ((centre + sign * spread) / (1 + z * z / count) for sign in (-1, 1))
+    # exact at the ends, where rounding would leave 1e-17
+    return (0.0 if right == 0 else low), (1.0 if right == count else high)

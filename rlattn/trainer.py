@@ -152,9 +152,11 @@ class AttentionGRPOTrainer(GRPOTrainer):
     def _read_rollouts(self, out: dict[str, Any]) -> None:
         """A forward of its own, for head sets that the whole batch must agree on before any of it is trained on."""
         images = {key: out[key] for key in IMAGE_INPUTS if key in out}
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+        kwargs: Any = self.args.gradient_checkpointing_kwargs
+        policy: Any = self.model
+        with torch.no_grad(), disable_gradient_checkpointing(policy, kwargs):
             self._get_per_token_logps_and_entropies(
-                self.model,
+                policy,
                 torch.cat([out["prompt_ids"], out["completion_ids"]], dim=1),
                 torch.cat([out["prompt_mask"], out["completion_mask"]], dim=1),
                 out["completion_ids"].shape[1],

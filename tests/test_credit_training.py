@@ -1,13 +1,13 @@
-"""Credit inside real GRPO steps: uniform is plain TRL, no forward is added, both places to read give the same weights."""
+"""Credit inside real GRPO steps: uniform is plain TRL, no forward is added, both places give the same weights."""
 
 import pytest
 import torch
+from test_trl_contract import policy, trained  # noqa: F401
 from trl import GRPOTrainer
 
 from rlattn import AttentionGRPOTrainer
 from rlattn.credit import CREDIT_RULES
 from rlattn.types import AttentionOptions, CreditOptions
-from test_trl_contract import policy, trained  # noqa: F401
 
 MODES = {
     "aligned": {},
@@ -52,7 +52,9 @@ def test_every_rule_trains_logs_its_diagnostics_and_differs_from_grpo(policy, tm
     assert logs["credit/max"] == pytest.approx(1.75 if rule in ("coupled_rhythm", "shuffled") else 1.5)  # terms add
     assert 0.1 < logs["credit/share_amplified"] < 0.9
     assert logs["credit/nonfinite_rows"] == 0
-    changed = [not torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), ours.model.state_dict().values())]
+    changed = [
+        not torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), ours.model.state_dict().values())
+    ]
     assert any(changed)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rlattn.attention.heads import average_over, choose_layers, head_sets
+from rlattn.attention.heads import average_over, choose_layers, head_sets, layer_types, usable_layers
 from rlattn.attention.metrics import AttentionMetrics, attention_metrics
 from rlattn.types import AttentionOptions, Signals
 
@@ -177,7 +177,7 @@ def batch_heads(span_BLH: Tensor, share: float) -> tuple[Tensor, Tensor]:
 
 def text_decoder(model: nn.Module) -> Any:
     """The stack of decoder layers that makes text, whatever wraps it."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = getattr(model, "get_base_model", lambda: model)()
     decoder: Any = base.get_decoder() if hasattr(base, "get_decoder") else base
     if not hasattr(decoder, "layers"):
         raise ValueError(f"{type(base).__name__} has no stack of decoder layers to read attention from")
@@ -186,11 +186,7 @@ def text_decoder(model: nn.Module) -> Any:
 
 def attention_layers(decoder: Any) -> tuple[int, ...]:
     """The layers with queries and keys; a hybrid's linear-attention layers have none."""
-    types = getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(decoder.layers)
-    usable = tuple(i for i, kind in enumerate(types) if kind in ("full_attention", "sliding_attention"))
-    if not usable:
-        raise ValueError(f"{type(decoder).__name__} has no full-attention layer: there is no attention to read")
-    return usable
+    return usable_layers(layer_types(decoder.config))
 
 
 class _Reached(Exception):

@@ -3,9 +3,9 @@
 Legend: B rollouts, L chosen layers, H heads, N positions; M = L·H, the heads of all chosen layers, lower layers first.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,19 @@ def choose_layers(layer_count: int, usable: Collection[int] | None = None) -> tu
     # min() keeps the first of equals, and the candidates ascend: ties go to the lower layer.
     nearest = {min(candidates, key=lambda layer: abs(layer - want)) for want in wanted}
     return tuple(sorted(nearest))
+
+
+def layer_types(config: Any) -> tuple[str, ...]:
+    """The kind of every layer of a text configuration; all full attention where it does not say."""
+    return tuple(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)
+
+
+def usable_layers(types: Sequence[str]) -> tuple[int, ...]:
+    """The layers with queries and keys to read. Raises ValueError where there is none."""
+    usable = tuple(i for i, kind in enumerate(types) if kind in ("full_attention", "sliding_attention"))
+    if not usable:
+        raise ValueError("the model has no full-attention layer: there is no attention to read")
+    return usable
 
 
 def head_sets(
