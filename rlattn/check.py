@@ -12,7 +12,7 @@ from rlattn.hub import go_offline_if_unreachable
 from rlattn.memory import MemoryEstimate, count_parameters, estimate_memory, lora_parameters
 from rlattn.model_size import NoSuchLayer
 from rlattn.paths import shipped_dir
-from rlattn.plugins import build_rewards, build_task
+from rlattn.plugins import build_credit, build_rewards, build_task
 from rlattn.recipe import TINY_POLICY, Recipe
 from rlattn.rows import rows_of
 from rlattn.rules import check_installed, check_recipe, generation_batch, number
@@ -41,7 +41,7 @@ def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
         check_installed(recipe)
     except UserError as missing:  # a login node need not have what the run needs
         warnings.append(f"on this machine, {missing}")
-    task, rewards = build_task(recipe), build_rewards(recipe)
+    task, rewards, credit = build_task(recipe), build_rewards(recipe), build_credit(recipe)
     if recipe.hub_ids:
         go_offline_if_unreachable()
     prompts, unread = prompts_of(task)
@@ -51,6 +51,7 @@ def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
         f"recipe   {recipe.name}, into {recipe.run_dir}",
         f"task     {type(task).__name__}{unread}",
         f"rewards  {weights} ({recipe.rewards.combine})" if rewards else "",
+        f"credit   {type(credit).__name__ if credit else 'equal for every token'}",
         f"batch    {batch} rollouts on {ranks} rank{'s' * (ranks > 1)}: {batch // group} groups of {group}",
     ]
     lines += _policy_lines(recipe, prompts, ranks, gpu_memory)

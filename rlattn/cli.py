@@ -50,7 +50,7 @@ def train(
     """Train from a recipe; the same command again continues the run."""
     from rlattn.check import check_policy, prompts_of
     from rlattn.hub import go_offline_if_unreachable
-    from rlattn.plugins import build_rewards, build_task
+    from rlattn.plugins import build_credit, build_rewards, build_task
     from rlattn.recipe import load_recipe
     from rlattn.rules import check_installed, check_recipe
     from rlattn.tracking import open_run
@@ -62,6 +62,7 @@ def train(
     check_recipe(parsed, int(os.environ.get("WORLD_SIZE", 1)))
     check_installed(parsed)
     build_rewards(parsed)
+    build_credit(parsed)
     prompts_of(build_task(parsed))
     check_policy(parsed)
     open_run(parsed)

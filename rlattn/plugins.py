@@ -10,13 +10,18 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from rlattn.credit import CREDIT_RULES, CreditRule
 from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.recipe import Plugin, Recipe
 from rlattn.rewards import REWARDS, Reward
 from rlattn.tasks import TASKS, Task
 
 # how many arguments each protocol's methods are called with
-CALLS: dict[type, dict[str, int]] = {Task: {"rows": 1, "verify": 2, "gold": 1}, Reward: {"score": 1}}
+CALLS: dict[type, dict[str, int]] = {
+    Task: {"rows": 1, "verify": 2, "gold": 1},
+    Reward: {"score": 1},
+    CreditRule: {"__call__": 1},
+}
 
 
 def build_task(recipe: Recipe) -> Task:
@@ -30,6 +35,13 @@ def build_rewards(recipe: Recipe) -> dict[str, Reward]:
         name: _build(spec, spec.kind or name, REWARDS, Reward, f"rewards.{name}")
         for name, spec in recipe.rewards.named.items()
     }
+
+
+def build_credit(recipe: Recipe) -> CreditRule | None:
+    """The recipe's credit rule, its options validated; None for GRPO's equal credit. Raises UserError."""
+    if recipe.credit is None:
+        return None
+    return _build(recipe.credit, recipe.credit.kind, CREDIT_RULES, CreditRule, "credit")
 
 
 def _build(spec: Plugin, kind: str | None, table: Mapping[str, type], protocol: type, where: str) -> Any:
@@ -46,7 +58,7 @@ def _build(spec: Plugin, kind: str | None, table: Mapping[str, type], protocol: 
         )
     built = _construct(cls, spec.options, where)
     if not isinstance(built, protocol):
-        missing = [n for n in dir(protocol) if not n.startswith("_") and not callable(getattr(built, n, None))]
+        missing = [name for name in CALLS[protocol] if not callable(getattr(built, name, None))]
         raise UserError(f"{where}.python", f"{spec.python} lacks the method {missing[0]}().", "See the README.")
     check_methods(built, CALLS[protocol], where)
     return built

@@ -8,6 +8,7 @@ from typing import Any
 from peft import LoraConfig
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from rlattn.attention.heads import layer_types
 from rlattn.errors import UserError, describe
 from rlattn.model_size import NoSuchLayer, lora_parameters
 from rlattn.recipe import TINY_POLICY, Policy
@@ -23,6 +24,8 @@ class PolicySource:
     tokenizer: PreTrainedTokenizerBase
     context: int | None
     """Longest prompt plus completion the model was made for, in tokens; None where its configuration does not say."""
+    layer_types: tuple[str, ...]
+    """The kind of every layer, as transformers names it (`full_attention`, `linear_attention`, …)."""
     init_kwargs: dict[str, Any]
     peft_config: LoraConfig | None
 
@@ -52,6 +55,7 @@ def prepare_policy(policy: Policy, task: Task, progress: Callable[..., None] | N
         path=path,
         tokenizer=tokenizer,
         context=getattr(config.get_text_config(), "max_position_embeddings", None),
+        layer_types=layer_types(config.get_text_config()),
         init_kwargs={
             "dtype": policy.dtype,
             "attn_implementation": policy.attn_implementation,

@@ -14,7 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from rlattn import grpo_fields
 from rlattn.errors import UserError, did_you_mean
 from rlattn.paths import expanded, find_file, find_recipe, looks_local, nearest_file
-from rlattn.types import WarmStart
+from rlattn.types import AttentionOptions, CreditOptions, WarmStart
 
 TINY_POLICY = "tiny-reasoner"
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -146,6 +146,23 @@ class Rewards(BaseModel):
         return self
 
 
+class CreditSpec(Plugin):
+    """A credit rule, and how its weights meet the advantage; every other key is one of the rule's options."""
+
+    sign: Literal["both", "positive", "negative"] = "both"
+    warmup: float = Field(default=0.0, ge=0, le=1)
+    decay: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def applied(self) -> CreditOptions:
+        return CreditOptions(sign=self.sign, warmup=self.warmup, decay=self.decay)
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        _ = self.applied
+        return self
+
+
 class Tracking(Strict):
     """Where a run is followed, besides its folder."""
 
@@ -169,6 +186,8 @@ class Recipe(Strict):
     policy: Policy
     task: Plugin
     rewards: Rewards
+    credit: CreditSpec | None = None
+    attention: AttentionOptions = AttentionOptions()
     trainer: dict[str, Any] = Field(default_factory=dict)
     tracking: Tracking = Tracking()
     resume: Resume = Resume()
@@ -330,7 +349,7 @@ def _first_error(error: ValidationError, data: Any) -> UserError:
         leaf = str(first["loc"][-1])
         return UserError(where, "unknown key.", (_home_of(leaf) or did_you_mean(leaf, section.model_fields)) + more)
     if kind == "unexpected_keyword_argument":  # of the warm start
-        names = WarmStart.__dataclass_fields__
+        names = (AttentionOptions if first["loc"][0] == "attention" else WarmStart).__dataclass_fields__
         return UserError(where, "unknown key.", did_you_mean(first["loc"][-1], names) + more)
     if kind == "missing":
         return UserError(where, "is required.", f"Add it to the recipe.{more}")

@@ -117,6 +117,12 @@ def _check_steps(recipe: Recipe) -> None:
 
 
 def _check_combinations(recipe: Recipe) -> None:
+    if recipe.credit and setting(recipe, "importance_sampling_level") == "sequence":
+        raise UserError(
+            "trainer.importance_sampling_level",
+            "sequence spreads every token's gradient over its rollout, so credit would not stay where it is put.",
+            "Use token, or leave credit out.",
+        )
     completion = number(recipe, "max_completion_length", 512)
     if recipe.policy.path == TINY_POLICY and completion >= TINY_CONTEXT:
         raise UserError(

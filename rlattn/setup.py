@@ -10,10 +10,11 @@ import torch
 from transformers import GenerationConfig, PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
+from rlattn.attention.heads import usable_layers
 from rlattn.data import eval_examples, train_data
 from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.evaluate import Example
-from rlattn.plugins import build_rewards, build_task
+from rlattn.plugins import build_credit, build_rewards, build_task
 from rlattn.policy import PolicySource, prepare_policy
 from rlattn.progress import progress
 from rlattn.prompts import render_ids
@@ -59,6 +60,7 @@ def prepare(recipe: Recipe) -> Setup:
 
         policy = prepare_policy(recipe.policy, task, show if is_main() else None)
     check_lengths(recipe, policy, examples)
+    check_layers(recipe, policy)
     kwargs = template_kwargs(recipe)
     return Setup(
         recipe=recipe,
@@ -83,6 +85,9 @@ def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrid
         peft_config=policy.peft_config,
         callbacks=callbacks,
         stop_strings=recipe.policy.stop_strings,
+        credit=build_credit(recipe),
+        attention=recipe.attention,
+        credit_options=recipe.credit.applied if recipe.credit else None,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -144,6 +149,19 @@ def check_lengths(recipe: Recipe, policy: PolicySource, examples: list[Example])
             f"{policy.context} tokens.",
             f"At most {max(policy.context - prompt, 0)}.",
         )
+
+
+def check_layers(recipe: Recipe, policy: PolicySource) -> None:
+    """Credit reads full-attention layers; a hybrid's other layers have no queries and keys."""
+    if recipe.credit is None:
+        return
+    try:
+        usable = usable_layers(policy.layer_types)
+    except ValueError as error:
+        raise UserError("credit", f"{error}.", "Leave credit out for this policy.") from None
+    for layer in recipe.attention.layers or ():
+        if layer not in usable:
+            raise UserError("attention.layers", f"layer {layer} cannot be read.", f"This policy's are {list(usable)}.")
 
 
 def check_generation(recipe: Recipe) -> None:

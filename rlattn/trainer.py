@@ -5,29 +5,63 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import StoppingCriteriaList
 from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 
-from rlattn.advantages import fill_neutral, group_advantages, token_advantages
+from rlattn.advantages import fill_neutral, group_advantages
+from rlattn.attention.capture import Capture, batch_heads, capture
+from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
+from rlattn.types import AttentionOptions, CreditOptions
 
 COMBINE = {"sum_then_normalize": "sum", "normalize_then_sum": "decoupled"}  # TRL's names, ours
+IMAGE_INPUTS = (
+    "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
+    "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
+)  # fmt: skip
 
 
 class AttentionGRPOTrainer(GRPOTrainer):
-    """`trl.GRPOTrainer` with per-token advantages; a drop-in, all of GRPOTrainer's arguments as they are.
+    """`trl.GRPOTrainer` with attention-aware credit; a drop-in, all of GRPOTrainer's arguments as they are.
+
+    The weights of a rollout are those of the policy that wrote it. They are read where the policy's forward runs
+    anyway: in TRL's old-log-prob pass where there is one (the policy moves before the rollout is used up), else in the
+    training forward itself. Only head sets of a wider scope than the rollout can cost a forward of their own.
 
     A reward of `None` is neutral: it takes the mean of that reward over the rest of its group, where TRL counts it as 0
-    whenever another reward speaks. Without `None`, training is TRL's bit for bit.
+    whenever another reward speaks. Without `None` and without credit, training is TRL's bit for bit.
 
     Args:
+        credit: a credit rule (`CREDIT_RULES`, or your own); None for GRPO's equal credit.
+        attention: what the rule's signals are read from.
+        credit_options: sign and schedule of the weights.
         stop_strings: texts that end a completion, besides the end-of-sequence token (transformers generation).
     """
 
-    def __init__(self, *args: Any, stop_strings: tuple[str, ...] = (), **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        credit: CreditRule | None = None,
+        attention: AttentionOptions | None = None,
+        credit_options: CreditOptions | None = None,
+        stop_strings: tuple[str, ...] = (),
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
+        if credit is not None and self.importance_sampling_level == "sequence":
+            raise ValueError(
+                "credit needs importance_sampling_level='token': one ratio a sequence spreads every token's gradient "
+                "over all of them, so weights would not stay where they are put"
+            )
+        self.credit = credit
+        self.attention = attention or AttentionOptions()
+        self.credit_options = credit_options or CreditOptions()
         self.stop_strings = tuple(stop_strings)
+        self._heads: tuple[Tensor, Tensor] | None = None  # of scope batch or calibrated
+        self._reading: Callable[[Tensor], None] | None = None  # takes the weights that the next policy forward gives
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         rewards_BK = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         for name, neutral in zip(self.reward_func_names, rewards_BK.isnan().sum(dim=0).tolist(), strict=True):
             self._metrics["train" if self._training else "eval"][f"rewards/{name}/neutral"].append(neutral)
@@ -35,8 +69,103 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self._rewards_BK = fill_neutral(rewards_BK, self._group_size)
         return self._rewards_BK
 
+    def _generate(self, prompts: list) -> Any:
+        generated = super()._generate(prompts)
+        self._tool_masks = generated[2]
+        return generated
+
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        out = super()._generate_and_score_completions(inputs)
+        weights: list[Tensor] = []
+        crediting = self.credit is not None and self._training
+        if crediting:
+            self._reading = weights.append
+        try:
+            out = super()._generate_and_score_completions(inputs)
+            if crediting and not weights and self._needs_whole_batch():
+                self._read_rollouts(out)
+        finally:
+            self._reading = None
+        advantage_BT = self._advantages(out)
+        if not weights:  # they come with the training forward, or not at all
+            return {**out, "advantages": advantage_BT}
+        shaped_BT = apply_credit(advantage_BT, weights[0], self.credit_options.sign)
+        return {**out, "advantages": shaped_BT, "credited": torch.ones_like(advantage_BT[:, 0])}
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if self.credit is None or not self._training or "credited" in inputs:
+            return super()._compute_loss(model, inputs)
+        inputs = dict(inputs)  # TRL hands out its buffer: written into, credit would compound over iterations
+
+        def shape(weights_BT: Tensor) -> None:
+            # The loss reads its advantages after this forward.
+            inputs["advantages"] = apply_credit(inputs["advantages"], weights_BT, self.credit_options.sign)
+
+        self._reading, self._tool_masks = shape, inputs.get("tool_mask")
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._reading = None
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        read, self._reading = self._reading, None  # the reference policy's pass, which follows, is not read
+        forward = super()._get_per_token_logps_and_entropies
+        if read is None:
+            return forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        response_BN = attention_mask.clone()
+        response_BN[:, :-logits_to_keep] = 0
+        response_BN[:, -logits_to_keep:] *= self._tool_mask_like(response_BN[:, -logits_to_keep:])
+        if getattr(self.credit, "needs_entropy", False):
+            kwargs["compute_entropy"] = True
+        policy = self.accelerator.unwrap_model(model)
+        with capture(policy, attention_mask, response_BN, options=self.attention) as captured:
+            result = forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        read(self._weights(captured, result[1], logits_to_keep))
+        return result
+
+    def _weights(self, captured: Capture, entropy_BT: Tensor | None, completion_length: int) -> Tensor:
+        """weights_BT of the captured rollouts; what the rule did goes to the metrics."""
+        assert self.credit is not None
+        mask_BN = captured.response_mask_BN.bool()
+        entropy_BN = None
+        if entropy_BT is not None:
+            entropy_BN = torch.full(mask_BN.shape, torch.nan, device=mask_BN.device)
+            entropy_BN[:, -completion_length:] = entropy_BT.detach().float()
+            entropy_BN = entropy_BN.masked_fill(~mask_BN, torch.nan)
+        if self._needs_whole_batch():
+            self._heads = batch_heads(self.accelerator.gather(captured.metrics()[0]), self.attention.share)
+        signals = captured.signals(share=self.attention.share, heads=self._heads, entropy_BN=entropy_BN)
+        draw = self._step * self.accelerator.num_processes + self.accelerator.process_index
+        credit = compute_credit(self.credit, signals, step=draw)
+        names = sorted(credit.metrics)
+        values_K = torch.stack([credit.metrics[name].float().to(mask_BN.device) for name in names])
+        for name, value in zip(names, self.accelerator.gather(values_K[None]).nanmean(dim=0).tolist()):
+            self._metrics["train"][name].append(value)
+        options = self.credit_options
+        strength = schedule(self.state.global_step, max(1, self.state.max_steps), options.warmup, options.decay)
+        return scheduled_weights(credit.weights_BN[:, -completion_length:], strength)
+
+    def _needs_whole_batch(self) -> bool:
+        return self.attention.scope == "batch" or (self.attention.scope == "calibrated" and self._heads is None)
+
+    def _read_rollouts(self, out: dict[str, Any]) -> None:
+        """A forward of its own, for head sets that the whole batch must agree on before any of it is trained on."""
+        images = {key: out[key] for key in IMAGE_INPUTS if key in out}
+        kwargs: Any = self.args.gradient_checkpointing_kwargs
+        policy: Any = self.model
+        with torch.no_grad(), disable_gradient_checkpointing(policy, kwargs):
+            self._get_per_token_logps_and_entropies(
+                policy,
+                torch.cat([out["prompt_ids"], out["completion_ids"]], dim=1),
+                torch.cat([out["prompt_mask"], out["completion_mask"]], dim=1),
+                out["completion_ids"].shape[1],
+                batch_size=self.args.per_device_train_batch_size,
+                **images,
+            )
+
+    def _advantages(self, out: dict[str, Any]) -> Tensor:
+        """advantage_BT of this rank's rollouts; (B, 1) where TRL's loss has one ratio a rollout: (B, T) would round."""
         advantage_B = group_advantages(
             self._rewards_BK,
             self.reward_weights,
@@ -44,12 +173,20 @@ class AttentionGRPOTrainer(GRPOTrainer):
             combine=COMBINE[self.multi_objective_aggregation],  # type: ignore[arg-type]
             scale=self.scale_rewards,  # type: ignore[arg-type]
         )
-        local = out["completion_ids"].shape[0]
+        local, length = out["completion_ids"].shape
         start = self.accelerator.process_index * local
-        weights_BT = torch.ones_like(out["completion_mask"], dtype=advantage_B.dtype)
-        if self.importance_sampling_level == "sequence":
-            weights_BT = weights_BT[:, :1]  # one ratio a rollout: TRL's loss is (B, 1) there, and rounds otherwise
-        return {**out, "advantages": token_advantages(advantage_B[start : start + local], weights_BT)}
+        ones = advantage_B.new_ones(local, 1 if self.importance_sampling_level == "sequence" else length)
+        return apply_credit(advantage_B[start : start + local], ones)
+
+    def _tool_mask_like(self, mask_BT: Tensor) -> Tensor:
+        """1 for the policy's own tokens, 0 for those of tools and environments."""
+        masks = self._tool_masks
+        if masks is None or isinstance(masks, Tensor):
+            return torch.ones_like(mask_BT) if masks is None else masks.to(mask_BT.dtype)
+        padded_BT = torch.zeros_like(mask_BT)
+        for row, mask in enumerate(masks):
+            padded_BT[row, : len(mask)] = torch.tensor(mask, dtype=mask_BT.dtype, device=mask_BT.device)
+        return padded_BT
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         if not self.stop_strings or self.use_vllm:

@@ -1,10 +1,12 @@
-"""The shapes that flow through rlattn. Legend: B rollouts, T completion tokens, K rewards, G group size."""
+"""The shapes that flow through rlattn. Legend: B rollouts, T completion tokens, K rewards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rlattn.tasks import Task
 
 Messages = list[dict[str, Any]]
@@ -51,3 +53,80 @@ class WarmStart:
             raise ValueError(f"noise: expected 0 to 1, got {self.noise}")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate: expected more than 0 and less than 1, got {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signals:
+    """What attention says about every token. N positions (prompt and completion), L chosen layers, H heads."""
+
+    waad_BN: "Tensor"
+    """Float32: how far back a token looks, its distance clipped at the window; NaN where it is no response token."""
+    fai_BN: "Tensor"
+    """Float32: how much later tokens look back at it; NaN where undefined (no later token inside the horizon)."""
+    mask_BN: "Tensor"
+    """Bool: response tokens."""
+    entropy_BN: "Tensor | None" = None
+    """Float32, nats: of the distribution each token was drawn from; None where it was not asked for."""
+    span_BLH: "Tensor | None" = None
+    """Float32: mean look-back distance of every head of the chosen layers."""
+    local_heads_BLH: "Tensor | None" = None
+    """Bool: the heads that WAAD is averaged over."""
+    global_heads_BLH: "Tensor | None" = None
+    """Bool: the heads that FAI is averaged over."""
+    layers: tuple[int, ...] = ()
+    """The chosen layers, 0-based."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credit:
+    """One weight a token, and what a credit rule did, as metrics to log."""
+
+    weights_BN: "Tensor"
+    """Float32 >= 0; 1 outside the response."""
+    metrics: "dict[str, Tensor]"
+    """Scalars by name (`credit/mean`, …)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """What is read from the policy's attention (arXiv 2510.13554, section 4)."""
+
+    layers: tuple[int, ...] | None = None
+    """0-based; the paper's five from the middle third unless given."""
+    window: int = 10
+    """W of WAAD, in tokens."""
+    horizon: tuple[int, int] = (10, 100)
+    """Hlo and Hhi of FAI, in tokens."""
+    rows: Literal["token", "predictor"] = "token"
+    """A token's own row is the one in which it is the query; `predictor` takes the row that produced it."""
+    share: float = 0.3
+    """Of the heads that a local or global set holds."""
+    scope: Literal["sequence", "batch", "calibrated"] = "sequence"
+    """Head sets for every rollout, for every generation batch, or once, on the first batch."""
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"window: expected at least 1, got {self.window}")
+        low, high = self.horizon
+        if not 0 <= low <= high:
+            raise ValueError(f"horizon: expected [low, high] with 0 <= low <= high, got {list(self.horizon)}")
+        if not 0 < self.share <= 0.5:
+            raise ValueError(f"share: expected more than 0 and at most 0.5, got {self.share}")
+        if self.layers is not None and (not self.layers or min(self.layers) < 0):
+            raise ValueError(f"layers: expected layer numbers from 0, got {list(self.layers)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreditOptions:
+    """How a credit rule's weights meet the advantage."""
+
+    sign: Literal["both", "positive", "negative"] = "both"
+    """Where the weights count: everywhere, or only where the advantage has that sign."""
+    warmup: float = 0.0
+    """The share of the run in which the weights rise from 1 to their full size."""
+    decay: float = 0.0
+    """The share of the run, at its end, in which they fall back to 1."""
+
+    def __post_init__(self) -> None:
+        if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
+            raise ValueError(f"warmup: expected warmup + decay within 0 to 1, got {self.warmup} and {self.decay}")

@@ -7,8 +7,9 @@ import pytest
 from rlattn.check import check
 from rlattn.errors import UserError
 from rlattn.paths import find_recipe, shipped_dir
-from rlattn.plugins import build_rewards, build_task
+from rlattn.plugins import build_credit, build_rewards, build_task
 from rlattn.recipe import differences, load_recipe
+from rlattn.types import CreditOptions
 
 SHIPPED = sorted(shipped_dir("recipes").glob("*.yaml"))
 
@@ -112,3 +113,13 @@ def test_differences_leave_out_where_and_how_a_run_is_shown(tmp_path):
     one = load_recipe(write(tmp_path))
     two = load_recipe(write(tmp_path), ["output_dir=elsewhere", "tracking.project=x", "trainer.max_steps=20", "seed=1"])
     assert differences(one, two) == {"seed": (0, 1), "trainer.max_steps": (10, 20)}
+
+
+def test_a_credit_rule_and_what_it_reads(tmp_path):
+    credit = "credit={kind: coupled_rhythm, amplification: 2, sign: positive, warmup: 0.1}"
+    recipe = load_recipe(write(tmp_path), [credit, "attention={layers: [1], horizon: [2, 20]}"])
+    rule = build_credit(recipe)
+    assert (rule.amplification, rule.lookback) == (2, 3)
+    assert recipe.credit.applied == CreditOptions(sign="positive", warmup=0.1)
+    assert recipe.attention.horizon == (2, 20)
+    assert build_credit(load_recipe(write(tmp_path))) is None

@@ -1,0 +1,210 @@
+"""Glue: lets a forward pass of the policy hand its queries and keys to metrics.py, layer by layer.
+
+Nothing is kept but the metrics: no attention map, no query or key outlives its layer. B rollouts, N positions,
+L chosen layers, H heads.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from rlattn.attention.heads import average_over, choose_layers, head_sets, layer_types, usable_layers
+from rlattn.attention.metrics import AttentionMetrics, attention_metrics
+from rlattn.types import AttentionOptions, Signals
+
+DEFAULTS = AttentionOptions()
+
+
+@dataclass(kw_only=True)
+class Capture:
+    """What a forward pass under `capture` leaves behind; `signals()` once it is over."""
+
+    layers: tuple[int, ...]
+    attention_mask_BN: Tensor
+    response_mask_BN: Tensor
+    parts: dict[int, list[AttentionMetrics]] = field(default_factory=dict)
+
+    def metrics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """span_BLH, waad_BLHN and fai_BLHN, float32.
+
+        Raises:
+            ValueError: a chosen layer made no queries and keys, by number.
+        """
+        for layer in self.layers:
+            if sum(part.span_BH.shape[0] for part in self.parts.get(layer, [])) != len(self.response_mask_BN):
+                raise ValueError(
+                    f"layer {layer} has no queries and keys to read (linear attention, or a layer that the forward "
+                    "did not reach); choose full-attention layers"
+                )
+        whole = [[torch.cat(values) for values in zip(*map(_tensors, self.parts[layer]))] for layer in self.layers]
+        span, waad, fai = (torch.stack(values, dim=1) for values in zip(*whole))
+        return span, waad, fai
+
+    def signals(
+        self, *, share: float = 0.3, heads: tuple[Tensor, Tensor] | None = None, entropy_BN: Tensor | None = None
+    ) -> Signals:
+        """The metrics averaged over the local and the global heads: those of `heads` (bool, L x H each), or every
+        rollout's own by its spans.
+        """
+        span_BLH, waad_BLHN, fai_BLHN = self.metrics()
+        if heads is None:
+            local_BLH, global_BLH = head_sets(span_BLH, share)
+        else:
+            local_BLH, global_BLH = (chosen_LH.expand_as(span_BLH) for chosen_LH in heads)
+        return Signals(
+            waad_BN=average_over(waad_BLHN, local_BLH),
+            fai_BN=average_over(fai_BLHN, global_BLH),
+            mask_BN=self.response_mask_BN.bool(),
+            entropy_BN=entropy_BN,
+            span_BLH=span_BLH,
+            local_heads_BLH=local_BLH,
+            global_heads_BLH=global_BLH,
+            layers=self.layers,
+        )
+
+
+@contextmanager
+def capture(
+    model: nn.Module,
+    attention_mask_BN: Tensor,
+    response_mask_BN: Tensor,
+    *,
+    options: AttentionOptions = DEFAULTS,
+    stop_after_last: bool = False,
+) -> Iterator[Capture]:
+    """Every forward of `model` inside the context leaves the metrics of its chosen layers in the yielded Capture.
+
+    The rows of the masks may come in several forwards, in order (TRL chunks its batches). Gradients are untouched; a
+    layer recomputed by gradient checkpointing after the context has closed is not captured again.
+
+    Args:
+        model: a decoder-only transformers model, PEFT-wrapped or not; of a vision-language model, its text tower.
+        options: layers, window, horizon and rows; head sets are `Capture.signals`' business.
+        stop_after_last: end the forward after the last chosen layer (the caller's forward returns nothing).
+    """
+    decoder = text_decoder(model)
+    chosen = options.layers or choose_layers(len(decoder.layers), attention_layers(decoder))
+    if max(chosen) >= len(decoder.layers):
+        raise ValueError(f"attention.layers: the model has layers 0 to {len(decoder.layers) - 1}, got {list(chosen)}")
+    modules = {id(m): i for i, layer in enumerate(decoder.layers) for m in layer.modules() if hasattr(m, "layer_idx")}
+    key = decoder.config._attn_implementation
+    result = Capture(layers=chosen, attention_mask_BN=attention_mask_BN, response_mask_BN=response_mask_BN)
+    original = ALL_ATTENTION_FUNCTIONS.get(key)
+
+    def attend(module: nn.Module, query: Tensor, keys: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = (original or _eager_of(module))(module, query, keys, *args, **kwargs)
+        layer = modules.get(id(module))
+        if layer in chosen:
+            seen = result.parts.setdefault(layer, [])
+            start = sum(part.span_BH.shape[0] for part in seen)
+            part = slice(start, start + query.shape[0])
+            with torch.no_grad():
+                seen.append(
+                    attention_metrics(
+                        query.detach(),
+                        keys.detach(),
+                        scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
+                        attention_mask=attention_mask_BN[part],
+                        response_mask=response_mask_BN[part],
+                        window=options.window,
+                        horizon=options.horizon,
+                        sliding_window=kwargs.get("sliding_window"),
+                        softcap=kwargs.get("softcap"),
+                        sinks=None if kwargs.get("s_aux") is None else kwargs["s_aux"].detach(),
+                        rows=options.rows,
+                    )
+                )
+            if stop_after_last and layer == max(chosen):
+                raise _Reached
+        return output
+
+    # Under the same key: a name of our own would lose the mask that transformers makes for this one.
+    previous = ALL_ATTENTION_FUNCTIONS._local_mapping.get(key)
+    ALL_ATTENTION_FUNCTIONS[key] = attend
+    try:
+        yield result
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[key]
+        if previous is not None:
+            ALL_ATTENTION_FUNCTIONS[key] = previous
+
+
+@torch.no_grad()
+def rhythm_signals(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    response_mask: Tensor,
+    *,
+    entropy: bool = False,
+    options: AttentionOptions = DEFAULTS,
+) -> Signals:
+    """WAAD, FAI and the head sets of any decoder-only model on a batch (arXiv 2510.13554, section 4).
+
+    Args:
+        input_ids, attention_mask, response_mask: (B, N); masks 1 = real / response token.
+        entropy: also the entropy of the distribution each token was drawn from; needs the whole forward.
+        options: layers, window, horizon, rows and the share of heads; sets of any wider scope are one batch's here.
+
+    Cost: one forward up to the last chosen layer, plus about what attention itself costs in the chosen layers.
+    """
+    with capture(model, attention_mask, response_mask, options=options, stop_after_last=not entropy) as captured:
+        try:
+            output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        except _Reached:
+            output = None
+    entropy_BN = _entropy(output.logits, response_mask) if entropy and output is not None else None
+    heads = None if options.scope == "sequence" else batch_heads(captured.metrics()[0], options.share)
+    return captured.signals(share=options.share, heads=heads, entropy_BN=entropy_BN)
+
+
+def batch_heads(span_BLH: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """One pair of head sets for all rollouts: local_LH and global_LH, bool."""
+    rows_BLH = span_BLH[~span_BLH.isnan().all(dim=(1, 2))]
+    if not len(rows_BLH):
+        empty_LH = torch.zeros(span_BLH.shape[1:], dtype=torch.bool, device=span_BLH.device)
+        return empty_LH, empty_LH
+    local_BLH, global_BLH = head_sets(rows_BLH, share, scope="batch")
+    return local_BLH[0], global_BLH[0]
+
+
+def text_decoder(model: nn.Module) -> Any:
+    """The stack of decoder layers that makes text, whatever wraps it."""
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    decoder: Any = base.get_decoder() if hasattr(base, "get_decoder") else base
+    if not hasattr(decoder, "layers"):
+        raise ValueError(f"{type(base).__name__} has no stack of decoder layers to read attention from")
+    return decoder
+
+
+def attention_layers(decoder: Any) -> tuple[int, ...]:
+    """The layers with queries and keys; a hybrid's linear-attention layers have none."""
+    return usable_layers(layer_types(decoder.config))
+
+
+class _Reached(Exception):
+    """The last chosen layer is done: the rest of the forward is not needed."""
+
+
+def _tensors(metrics: AttentionMetrics) -> tuple[Tensor, Tensor, Tensor]:
+    return metrics.span_BH, metrics.waad_BHN, metrics.fai_BHN
+
+
+def _eager_of(module: nn.Module) -> Callable[..., Any]:
+    # Eager attention is not in the registry: each model file has its own.
+    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
+
+
+def _entropy(logits_BNV: Tensor, response_mask_BN: Tensor) -> Tensor:
+    """Nats, of the distribution each response token was drawn from (one position earlier); NaN elsewhere."""
+    drawn_from = logits_BNV[:, :-1].float().log_softmax(dim=-1)
+    entropy_BN = torch.full(response_mask_BN.shape, torch.nan, device=logits_BNV.device)
+    entropy_BN[:, 1:] = -(drawn_from.exp() * drawn_from).sum(dim=-1)
+    return entropy_BN.masked_fill(~response_mask_BN.bool(), torch.nan)

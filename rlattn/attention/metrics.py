@@ -1,0 +1,216 @@
+"""Span, WAAD and FAI of attention heads from queries and keys, block by block: no N x N map (arXiv 2510.13554).
+
+Legend: B rollouts, N positions (prompt and completion), H query heads, K key-value heads, G = H / K, D head size,
+Q the rows (queries) of one block, S the keys that block can see, C some of those columns; Z = B * K, R = G * Q.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Bytes of scores held at a time where `block` is None: what a CPU's last-level cache holds; enough to fill a GPU.
+SCORE_BYTES = {"cpu": 2**24, "cuda": 2**29}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMetrics:
+    """What one attention layer looks at. All float32, detached, NaN where undefined."""
+
+    span_BH: Tensor
+    """Mean distance, in tokens, that the response's rows look back (eq. 7)."""
+    waad_BHN: Tensor
+    """The same per response token, every distance clipped at the window (definition 4.1)."""
+    fai_BHN: Tensor
+    """Mean attention a response token receives from the response's rows inside the horizon (definition 4.2)."""
+
+
+@torch.no_grad()
+def attention_metrics(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scaling: float,
+    attention_mask: Tensor,
+    response_mask: Tensor,
+    window: int = 10,
+    horizon: tuple[int, int] = (10, 100),
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    rows: str = "token",
+    block: int | None = None,
+) -> AttentionMetrics:
+    """Span, WAAD and FAI of every head of one causal layer (arXiv 2510.13554, section 4).
+
+    With p the softmax row of query t over the keys s <= t, R the response's rows, W the window, (lo, hi) the horizon:
+
+        span    mean over t in R of sum_s p[t, s] * (t - s)                                 eq. 7
+        waad_t  sum_s p[t, s] * min(t - s, W)              NaN outside the response         definition 4.1
+        fai_s   mean of p[t, s] over t in R with s + lo <= t <= s + hi, for response s      definition 4.2
+                NaN where no such row
+
+    query (B, H, N, D), key (B, K, N, D): as the attention function gets them, after RoPE, key heads not repeated. No
+    KV cache. Half precision is raised to float32 before the product (float64 stays). masks (B, N): 1 = real / response
+    token; padding on either side and holes in the response are fine. Distances are differences of column index, in
+    tokens; that is the distance in positions where padding lies left or right of a text, not inside it.
+    scaling: the factor on q.k. sliding_window: s is visible where t - s < sliding_window (as in transformers).
+    softcap: scores become softcap * tanh(scores / softcap). sinks (H,): logits of a column that takes mass and belongs
+    to no token (gpt-oss); rows then sum to less than 1.
+    rows: "token", the row in which a token is the query; "predictor", the one before, from which it was drawn
+    (R is then those earlier rows; distances and the horizon count from them).
+    block: rows at a time; None chooses by size and device. It changes memory and speed, not the result.
+    In float32 the rounding error is a few 1e-7 of the span's distance, of W (WAAD), and of 1 (FAI).
+
+    Raises ValueError for shapes or options that do not fit. Rows with scores that are not finite give NaN.
+    Cost: on a CPU about what scaled_dot_product_attention takes for the response's rows, and one buffer of
+    B * H * block * N floats. On CUDA the products follow `torch.backends.cuda.matmul.allow_tf32`.
+    """
+    low, high = horizon
+    _check(query, key, attention_mask, response_mask, sinks)
+    _check_options(window, low, high, sliding_window, softcap, rows, block)
+    B, H, N, D = query.shape
+    K = key.shape[1]
+    window = min(window, N)  # no distance is longer; a huge factor would cost digits
+    device, dtype = query.device, torch.promote_types(query.dtype, torch.float32)
+
+    real_BN = attention_mask.to(device, torch.bool)
+    response_BN = response_mask.to(device, torch.bool) & real_BN
+    rows_BN = response_BN
+    if rows == "predictor":
+        rows_BN = torch.zeros_like(response_BN)
+        rows_BN[:, :-1] = response_BN[:, 1:] & real_BN[:, :-1]
+
+    span_BH = torch.zeros(B, H, dtype=dtype, device=device)
+    waad_BHN = torch.full((B, H, N), torch.nan, dtype=dtype, device=device)
+    fai_BHN = torch.zeros(B, H, N, dtype=dtype, device=device)
+
+    blocks: list[tuple[int, int, int]] = []
+    if rows_BN.any():
+        active = rows_BN.any(0).nonzero().flatten().tolist()
+        first_key = int(real_BN.any(0).nonzero()[0])
+        widest = active[-1] + 1 - first_key if sliding_window is None else min(N, sliding_window)
+        size = block or _block_size(B * H * widest * dtype.itemsize, device)
+        blocks = _blocks(active, size, first_key, sliding_window)
+    cells = max(((end - start) * (end - first) for start, end, first in blocks), default=0)
+    scores_flat = torch.empty(B * H * cells, dtype=dtype, device=device)
+
+    # Padding that a row could see: what lies after a text's last row is hidden by the causal mask already.
+    hidden_BN = ~real_BN & (rows_BN.flip(1).cumsum(1).flip(1) > 0)
+    hidden_end = max(hidden_BN.any(0).nonzero().flatten().tolist(), default=-1) + 1
+    # Zeros, not whatever the model left in the padding: a NaN would survive a weight of 0.
+    key_ZND = key.masked_fill(~real_BN[:, None, :, None], 0).to(dtype).reshape(B * K, N, D)
+
+    column_N = torch.arange(N, device=device)
+    for start, end, first in blocks:
+        Q, S = end - start, end - first
+        rows_B1Q = rows_BN[:, None, start:end]
+        query_BHQD = query[:, :, start:end].to(dtype) * (scaling / (softcap or 1))
+        query_BHQD = query_BHQD.masked_fill(~rows_B1Q[..., None], 0)
+        scores_BHQS = scores_flat[: B * H * Q * S].view(B, H, Q, S)
+        # Query heads of a group are neighbours: they become more rows against their one key head.
+        scores_ZRS = scores_BHQS.view(B * K, -1, S)
+        torch.bmm(query_BHQD.reshape(B * K, -1, D), key_ZND[:, first:end].transpose(1, 2), out=scores_ZRS)
+        if softcap is not None:
+            scores_BHQS.tanh_().mul_(softcap)
+        t_Q1, s_S = column_N[start:end, None], column_N[first:end]
+        _hide(scores_BHQS, t_Q1, s_S, hidden_BN[:, first : min(hidden_end, end)], sliding_window)
+        p_BHQS, mass_BHQ = _softmax(scores_BHQS, sinks)
+        keep_BHQ = mass_BHQ * rows_B1Q  # what a row weighs: 0 where it is none
+
+        # Distances from the block's last row, so that near keys keep their digits far into a text.
+        distance_BHQ = torch.mv(p_BHQS.view(-1, S), (end - 1 - s_S).to(dtype)).view(B, H, Q)
+        span_BH += (keep_BHQ * (distance_BHQ - (end - 1 - t_Q1[:, 0]))).sum(-1)
+
+        # sum_s p * min(t-s, W) = W - sum over t-s < W of p * (W - (t-s)).
+        near = slice(max(0, S - Q - window + 1), S)
+        short_QC = (window - (t_Q1 - s_S[near])).clamp(min=0).to(dtype)
+        waad_BHQ = keep_BHQ * (window - (p_BHQS[..., near] * short_QC).sum(-1))
+        waad_BHN[:, :, start:end] = waad_BHQ.masked_fill(~rows_B1Q, torch.nan)
+
+        band = slice(max(0, S - Q - high), max(0, S - low))
+        distance_QC = t_Q1 - s_S[band]
+        inside_QC = (distance_QC >= low) & (distance_QC <= high)
+        received_BH1C = keep_BHQ[..., None, :] @ (p_BHQS[..., band] * inside_QC)
+        fai_BHN[:, :, first + band.start : first + band.stop] += received_BH1C[..., 0, :]
+
+    counted_BN = torch.nn.functional.pad(rows_BN.cumsum(1), (1, 0))  # rows before each column
+    in_horizon_BN = counted_BN[:, (column_N + high + 1).clamp(max=N)] - counted_BN[:, (column_N + low).clamp(max=N)]
+    fai_BHN = (fai_BHN / in_horizon_BN[:, None]).masked_fill(~response_BN[:, None], torch.nan)
+    span_BH = span_BH / rows_BN.sum(1, keepdim=True)
+    if rows == "predictor":
+        waad_BHN = torch.nn.functional.pad(waad_BHN[..., :-1], (1, 0), value=torch.nan)
+    return AttentionMetrics(span_BH=span_BH.float(), waad_BHN=waad_BHN.float(), fai_BHN=fai_BHN.float())
+
+
+def _hide(scores_BHQS: Tensor, t_Q1: Tensor, s_S: Tensor, hidden_BC: Tensor, sliding_window: int | None) -> None:
+    """Hides in place what a row does not see. Every mask touches only the columns where it can hide something."""
+    Q, S = scores_BHQS.shape[-2:]
+    fill = torch.finfo(scores_BHQS.dtype).min  # finite: a padded row that sees no key stays finite too
+    scores_BHQS[..., -Q:].masked_fill_(s_S[-Q:] > t_Q1, fill)
+    if sliding_window is not None and (left := S - sliding_window) > 0:
+        scores_BHQS[..., :left].masked_fill_(s_S[:left] <= t_Q1 - sliding_window, fill)
+    if hidden_BC.shape[1]:
+        scores_BHQS[..., : hidden_BC.shape[1]].masked_fill_(hidden_BC[:, None, None], fill)
+
+
+def _softmax(scores_BHQS: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Softmax over the keys, in place (half the memory, and it stays in cache); the mass a row has beside the sink."""
+    if sinks is None:
+        return torch.softmax(scores_BHQS, -1, out=scores_BHQS), torch.ones_like(scores_BHQS[..., 0])
+    top_BHQ = scores_BHQS.amax(-1)
+    p_BHQS = torch.softmax(scores_BHQS, -1, out=scores_BHQS)
+    lse_BHQ = top_BHQ - p_BHQS.amax(-1).log()  # no second pass of exponentials: the largest p is exp(top - lse)
+    return p_BHQS, torch.sigmoid(lse_BHQ - sinks.to(lse_BHQ)[:, None])
+
+
+def _block_size(row_bytes: int, device: torch.device) -> int:
+    return min(256, max(32, SCORE_BYTES.get(device.type, SCORE_BYTES["cpu"]) // row_bytes))
+
+
+def _blocks(active: list[int], size: int, first_key: int, sliding_window: int | None) -> list[tuple[int, int, int]]:
+    """(start, end, first key) of blocks of at most `size` columns; they begin and end on active ones and cover them."""
+    runs = [[active[0], active[0]]]
+    for t in active:
+        if t >= runs[-1][0] + size:
+            runs.append([t, t])
+        runs[-1][1] = t
+    reach = sliding_window or active[-1] + 1
+    return [(start, last + 1, max(first_key, start - reach + 1)) for start, last in runs]
+
+
+def _check(query: Tensor, key: Tensor, attention_mask: Tensor, response_mask: Tensor, sinks: Tensor | None) -> None:
+    if query.ndim != 4 or key.ndim != 4:
+        raise ValueError(f"expected query (B, H, N, D) and key (B, K, N, D), got {_shape(query)} and {_shape(key)}")
+    B, H, N, D = query.shape
+    K = key.shape[1]
+    if key.shape != (B, K, N, D):
+        raise ValueError(f"query {_shape(query)} and key {_shape(key)} differ in more than heads; a KV cache is no use")
+    if K == 0 or H % K:
+        raise ValueError(f"{H} query heads are not a multiple of {K} key heads")
+    for name, mask in (("attention_mask", attention_mask), ("response_mask", response_mask)):
+        if mask.shape != (B, N):
+            raise ValueError(f"{name}: expected {(B, N)}, got {_shape(mask)}")
+    if sinks is not None and sinks.shape != (H,):
+        raise ValueError(f"sinks: expected one per query head, {(H,)}, got {_shape(sinks)}")
+
+
+def _check_options(
+    window: int, low: int, high: int, sliding_window: int | None, softcap: float | None, rows: str, block: int | None
+) -> None:
+    if window < 1:
+        raise ValueError(f"window: expected at least 1 token, got {window}")
+    if not 0 <= low <= high:
+        raise ValueError(f"horizon: expected 0 <= low <= high, got ({low}, {high})")
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window: expected at least 1 token, or None, got {sliding_window}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap: expected more than 0, or None, got {softcap}")
+    if rows not in ("token", "predictor"):
+        raise ValueError(f"rows: expected 'token' or 'predictor', got {rows!r}")
+    if block is not None and block < 1:
+        raise ValueError(f"block: expected at least 1 row, or None, got {block}")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

@@ -1,0 +1,138 @@
+"""What credit rules share: the protocol, the common options, and the way from picked tokens to a `Credit`.
+
+Legend: B rollouts, N positions (prompt and completion). Nothing here imports torch: a recipe's rule is checked where
+torch is slow or missing.
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, get_args, runtime_checkable
+
+from rlattn.credit.diagnostics import diagnose
+from rlattn.credit.selection import Select, incomplete_rows
+from rlattn.types import Credit, Signals
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Normalize = Literal["none", "mean_one"]
+
+
+@runtime_checkable
+class CreditRule(Protocol):
+    """What rlattn needs of a credit rule. A rule of your own: a class with this method, named by `python:` in a recipe.
+
+    Two class attributes say what to capture, with these values where they are missing: `needs_attention = True` and
+    `needs_entropy = False`. Weights that are negative or not finite are caught by `compute_credit`.
+    """
+
+    def __call__(self, signals: Signals, step: int = 0) -> Credit:
+        """One weight a token.
+
+        Args:
+            signals: of a batch of rollouts, detached.
+            step: the number of this call, for rules that draw: the same rule, step and shape draw the same tokens. Pass
+                a number that differs between steps, and between the batches and ranks of one step. Rules that do not
+                draw may leave the argument out.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amplify:
+    """The options of every rule that raises the weight of some tokens."""
+
+    amplification: float = 1.5
+    """gamma_amp: the weight of a picked token."""
+    top_fraction: float = 0.4
+    """q: the share of a response's tokens that is picked, rounded up."""
+    normalize: Normalize = "none"
+    """`mean_one` divides by the mean weight of the response, so that the size of the step stays GRPO's."""
+
+    needs_attention: ClassVar[bool] = True
+    needs_entropy: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.amplification) and self.amplification >= 1):
+            raise ValueError(f"amplification: expected a number of at least 1, got {self.amplification}")
+        if not 0 < self.top_fraction <= 1:
+            raise ValueError(f"top_fraction: expected more than 0 and at most 1, got {self.top_fraction}")
+        check_choice("normalize", self.normalize, get_args(Normalize))
+
+    def credit(
+        self, signals: Signals, gain_BN: "Tensor", scores_BN: "Tensor", failed_B: "Tensor | None" = None
+    ) -> Credit:
+        """weight = 1 + (amplification − 1)·gain in the response of every row whose signals are usable, else 1.
+
+        Args:
+            gain_BN: bool or float >= 0.
+            scores_BN: what the tokens were picked by; NaN counts as undefined.
+            failed_B: bool, rows to leave at 1; None for none.
+        """
+        if failed_B is None:
+            failed_B = signals.mask_BN.new_zeros(len(signals.mask_BN))
+        raised_BN = signals.mask_BN & ~failed_B[:, None]
+        weights_BN = (1 + (self.amplification - 1) * gain_BN.float()).masked_fill(~raised_BN, 1)
+        if self.normalize == "mean_one":
+            length_B1 = signals.mask_BN.sum(dim=1, keepdim=True)
+            mean_B1 = weights_BN.masked_fill(~signals.mask_BN, 0).sum(dim=1, keepdim=True) / length_B1
+            weights_BN = (weights_BN / mean_B1).masked_fill(~raised_BN, 1)
+        undefined_BN = scores_BN.isnan() | failed_B[:, None]
+        metrics = diagnose(
+            weights_BN, signals, failed_B=failed_B, undefined_BN=undefined_BN, fraction=self.top_fraction
+        )
+        return Credit(weights_BN=weights_BN, metrics=metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked(Amplify):
+    """The options of rules that pick tokens by a score."""
+
+    select: Select = "top"
+    """`bottom` picks the lowest scores: the ablation that ruins training in the paper (33.1 against 43.2)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("select", self.select, get_args(Select))
+
+
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{option}: expected {' or '.join(choices)}, got {value!r}")
+
+
+def attention_failed(signals: Signals) -> "Tensor":
+    """Bool (B,): rows whose attention signals cannot be trusted.
+
+    Every response token has a WAAD, so a missing one means that the capture failed or the model overflowed. FAI has
+    gaps by definition and may be missing throughout a short response; only infinite values speak against it.
+    """
+    infinite_B = (signals.fai_BN.isinf() & signals.mask_BN).any(dim=1)
+    return incomplete_rows(signals.waad_BN, signals.mask_BN) | infinite_B
+
+
+def compute_credit(rule: CreditRule, signals: Signals, step: int = 0) -> Credit:
+    """The rule's credit, checked. The way to call any rule, a user's own included."""
+    credit = rule(signals, step=step) if "step" in inspect.signature(rule).parameters else rule(signals)
+    return check_weights(credit, signals)
+
+
+def check_weights(credit: Credit, signals: Signals) -> Credit:
+    """A user's rule cannot spoil a run: a row with a negative or non-finite weight gets 1 everywhere.
+
+    Such rows count in `credit/nonfinite_rows`. A rule without diagnostics gets the usual ones, its own metrics kept.
+    Weights come out float32, detached, and 1 outside the response whatever the rule wrote there.
+
+    Raises:
+        ValueError: the weights have another shape than the response mask.
+    """
+    if credit.weights_BN.shape != signals.mask_BN.shape:
+        shapes = f"{tuple(credit.weights_BN.shape)}, the response mask {tuple(signals.mask_BN.shape)}"
+        raise ValueError(f"credit rule: its weights have shape {shapes}")
+    weights_BN = credit.weights_BN.detach().float()
+    invalid_B = ((~weights_BN.isfinite() | (weights_BN < 0)) & signals.mask_BN).any(dim=1)
+    weights_BN = weights_BN.masked_fill(~signals.mask_BN | invalid_B[:, None], 1)
+    counter = "credit/nonfinite_rows"
+    metrics = {**({} if counter in credit.metrics else diagnose(weights_BN, signals)), **credit.metrics}
+    return Credit(weights_BN=weights_BN, metrics={**metrics, counter: metrics[counter] + invalid_B.sum()})

@@ -1,0 +1,84 @@
+"""What a credit rule did to a batch, as metrics. Pure; one sort of the response tokens and four of the rows.
+
+Every mean runs over the response tokens of the whole batch. A metric is NaN where it has nothing to measure (no
+anchors, no attention captured): leave it out of averages. The ranges in brackets are for the defaults, amplification
+1.5 and top_fraction 0.4.
+
+- `credit/mean`: mean weight [1.2 for a top-fraction rule; 1 under mean_one]. Losses that divide by the token count
+  (dapo, cispo) take steps this much larger.
+- `credit/max`: largest weight [1.5; 1.75 for coupled_rhythm, where an anchor can introduce another].
+- `credit/share_amplified`: share of tokens with a weight above 1 [0.40 to 0.42, a little above top_fraction since
+  short responses round up]. Far below: signals are undefined, see share_undefined.
+- `credit/gini`: inequality of the weights, 0 equal to 1 all on one token (arXiv 2606.00257) [0.10].
+- `credit/effective_tokens`: (sum w)^2 / (n · sum w^2), the share of tokens that carry the gradient (arXiv 2606.00257)
+  [0.96; 1 where all are equal]. Below about 0.5 few tokens decide the step.
+- `credit/share_undefined`: share of tokens whose score is undefined, so that the rule cannot pick them [about
+  Hlo / length for FAI, 1 / length for Delta]. Near 1: responses too short for the horizon.
+- `credit/anchor_preplan_overlap`: share of the anchors (top fraction of FAI) that are preplan tokens as well (top
+  fraction of Delta) [chance: top_fraction]. Near 1, local and global credit say the same.
+- `credit/waad_entropy_coupling`: mean entropy at WAAD peaks over mean entropy, only where entropy was captured [above
+  1; the paper measures 0.361 / 0.239 = 1.52]. At 1 the rhythm is unrelated to uncertainty.
+- `credit/fai_waad_coupling`: share of FAI peaks at a WAAD peak or right after one [chance 0.36; the paper 0.525].
+- `credit/nonfinite_rows`: rollouts whose signals are not finite where they must be, or whose weights (of a user's
+  rule) are negative or not finite; they get weight 1 [0].
+
+A peak is a token among the top fifth of its response: with a fifth, chance for the last but one is 1 − 0.8² = 0.36, as
+the paper's 0.369 suggests (it does not state its threshold).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rlattn.credit.selection import delta, shift, top_fraction
+from rlattn.types import Signals
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PEAKS = 0.2
+
+
+def diagnose(
+    weights_BN: Tensor,
+    signals: Signals,
+    *,
+    failed_B: Tensor | None = None,
+    undefined_BN: Tensor | None = None,
+    fraction: float = 0.4,
+) -> dict[str, Tensor]:
+    """The metrics above, as scalar tensors on the weights' device.
+
+    Args:
+        weights_BN: final weights, float32.
+        failed_B: bool, rollouts whose signals were not usable; they are left out of the couplings. None for none.
+        undefined_BN: bool, tokens without a score. None for none.
+        fraction: what counts as an anchor and as a preplan token.
+    """
+    mask_BN = signals.mask_BN
+    failed_B = mask_BN.new_zeros(len(mask_BN)) if failed_B is None else failed_B
+    undefined_BN = mask_BN.new_zeros(mask_BN.shape) if undefined_BN is None else undefined_BN
+    weights_M = weights_BN[mask_BN] if mask_BN.any() else weights_BN.new_ones(1)  # M: response tokens of the batch
+    total, count = weights_M.sum(), weights_M.numel()
+    place_M = weights_M.new_ones(count).cumsum(dim=0)
+    sound_BN = mask_BN & ~failed_B[:, None]
+    anchors_BN = top_fraction(signals.fai_BN, sound_BN, fraction)
+    preplans_BN = top_fraction(delta(signals.waad_BN, sound_BN), sound_BN, fraction)
+    waad_peaks_BN = top_fraction(signals.waad_BN, sound_BN, PEAKS)
+    fai_peaks_BN = top_fraction(signals.fai_BN, sound_BN, PEAKS)
+    metrics = {
+        "mean": weights_M.mean(),
+        "max": weights_M.max(),
+        "share_amplified": (weights_M > 1 + 1e-6).float().mean(),  # mean_one may miss 1 by a rounding
+        "gini": ((2 * place_M - count - 1) * weights_M.sort().values).sum() / (count * total),
+        "effective_tokens": total**2 / (count * (weights_M**2).sum()),
+        "share_undefined": undefined_BN[mask_BN].float().mean(),
+        "anchor_preplan_overlap": preplans_BN[anchors_BN].float().mean(),
+        "fai_waad_coupling": (waad_peaks_BN | shift(waad_peaks_BN, 1, False))[fai_peaks_BN].float().mean(),
+        "nonfinite_rows": failed_B.sum().float(),
+    }
+    if signals.entropy_BN is not None:
+        metrics["waad_entropy_coupling"] = (
+            signals.entropy_BN[waad_peaks_BN].nanmean() / signals.entropy_BN[sound_BN].nanmean()
+        )
+    return {f"credit/{name}": value for name, value in metrics.items()}

@@ -1,0 +1,165 @@
+"""Captured metrics against transformers' own eager attention maps, reduced in float64, on many architectures."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlattn.attention.capture import attention_layers, capture, rhythm_signals, text_decoder
+from rlattn.types import AttentionOptions
+
+TINY = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+}  # fmt: skip
+ARCHITECTURES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "mistral": {"sliding_window": 6, "head_dim": 8},
+    "gemma2": {"head_dim": 8, "sliding_window": 6, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "phi3": {},
+    "olmo2": {},
+    "gpt_oss": {"head_dim": 8, "sliding_window": 6, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "smollm3": {},
+    "granite": {},
+}
+WINDOW, HORIZON = 3, (2, 6)
+
+
+def build(model_type: str, implementation: str, dtype=torch.float32, **changes):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **{**TINY, **ARCHITECTURES.get(model_type, {}), **changes})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=dtype).eval()
+    for name, parameter in model.named_parameters():
+        if "sinks" in name or "q_proj" in name or "k_proj" in name or "qkv_proj" in name:
+            parameter.data.normal_(std=0.3)  # peaked attention, and sinks that take their share
+    return model
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(3, 64, (3, 24), generator=generator)
+    attention_mask = torch.ones(3, 24, dtype=torch.long)
+    attention_mask[0, :5] = 0
+    attention_mask[1, 20:] = 0
+    response_mask = attention_mask.clone()
+    response_mask[:, :9] = 0
+    response_mask[2, 14] = 0  # a tool's token amid the response
+    return input_ids.masked_fill(attention_mask == 0, 0), attention_mask, response_mask
+
+
+def dense(map_HNN: torch.Tensor, response_N: torch.Tensor):
+    """The definitions, written plainly: rows t, columns s."""
+    p, n = map_HNN.double(), len(response_N)
+    t, s = torch.arange(n)[:, None], torch.arange(n)[None]
+    rows = response_N.bool()
+    span_H = (p * (t - s).clamp(min=0)).sum(-1)[:, rows].mean(-1)
+    waad_HN = (p * (t - s).clamp(0, WINDOW)).sum(-1).masked_fill(~rows, torch.nan)
+    inside = (t >= s + HORIZON[0]) & (t <= s + HORIZON[1]) & rows[:, None]
+    fai_HN = (p * inside).sum(-2) / inside.sum(-2)
+    return span_H, waad_HN, fai_HN.masked_fill(~rows, torch.nan)
+
+
+def options(layers):
+    return AttentionOptions(layers=tuple(layers), window=WINDOW, horizon=HORIZON)
+
+
+def captured(model, layers):
+    input_ids, attention_mask, response_mask = batch()
+    with (
+        torch.no_grad(),
+        capture(model, attention_mask, response_mask, options=options(layers)) as found,
+    ):
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return found.metrics()
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_metrics_are_those_of_the_eager_maps(model_type, implementation):
+    eager = build(model_type, "eager")
+    # transformers has no sdpa for these: softcap and sinks need the scores
+    model = eager if model_type in ("gemma2", "gpt_oss") else build(model_type, implementation)
+    input_ids, attention_mask, response_mask = batch()
+    with torch.no_grad():
+        maps = eager(input_ids=input_ids, attention_mask=attention_mask, output_attentions=True).attentions
+    found = captured(model, range(4))
+    for layer, map_BHNN in enumerate(maps):
+        for row in range(3):
+            expected = dense(map_BHNN[row], response_mask[row])
+            for metric, reference in zip(found, expected):
+                actual = metric[row, layer].double()
+                assert torch.equal(actual.isnan(), reference.isnan())
+                error = (actual - reference).abs().nan_to_num(0).max()
+                assert error <= 1e-5 * max(1, reference.nan_to_num(0).abs().max()), f"layer {layer} row {row}: {error}"
+
+
+def test_a_hybrid_refuses_its_linear_layers_by_number_and_reads_the_others():
+    pattern = ["linear_attention", "full_attention"] * 2
+    model = build(
+        "qwen3_next", "sdpa", head_dim=8, layer_types=pattern, num_experts=0, linear_num_value_heads=2,
+        linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, decoder_sparse_step=1,
+        mlp_only_layers=[0, 1, 2, 3],
+    )  # fmt: skip
+    assert attention_layers(text_decoder(model)) == (1, 3)
+    assert captured(model, (1, 3))[0].shape == (3, 2, 4)
+    with pytest.raises(ValueError, match="layer 0 has no queries and keys"):
+        captured(model, (0, 1))
+    assert set(rhythm_signals(model, *batch()).layers) <= {1, 3}
+
+
+def test_nothing_stays_behind_after_the_context():
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model = build("llama", "sdpa")
+    before = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
+    with pytest.raises(RuntimeError, match="midway"), capture(model, *batch()[1:]):
+        raise RuntimeError("midway")
+    assert ALL_ATTENTION_FUNCTIONS._local_mapping == before
+
+
+def test_chunked_forwards_give_what_one_forward_gives():
+    model = build("qwen3", "sdpa")
+    input_ids, attention_mask, response_mask = batch()
+    whole = captured(model, range(4))
+    with (
+        torch.no_grad(),
+        capture(model, attention_mask, response_mask, options=options(range(4))) as found,
+    ):
+        for row in range(3):
+            model(input_ids=input_ids[row : row + 1], attention_mask=attention_mask[row : row + 1], use_cache=False)
+    for one, many in zip(whole, found.metrics()):
+        torch.testing.assert_close(one, many, equal_nan=True, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_and_logits_are_untouched():
+    model = build("qwen3", "sdpa")
+    input_ids, attention_mask, response_mask = batch()
+
+    def gradients():
+        model.zero_grad()
+        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        logits.square().mean().backward()
+        return logits.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    plain_logits, plain = gradients()
+    with capture(model, attention_mask, response_mask):
+        logits, grads = gradients()
+    assert torch.equal(logits, plain_logits)
+    assert all(torch.equal(a, b) for a, b in zip(plain, grads))
+
+
+def test_rhythm_signals_stops_after_the_last_chosen_layer_and_gives_entropy_on_request():
+    model = build("qwen3", "sdpa")
+    calls = []
+    for index, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_hook(lambda *_, index=index: calls.append(index))
+    signals = rhythm_signals(model, *batch(), options=options((1, 2)))
+    assert calls == [0, 1]
+    assert signals.entropy_BN is None
+    entropy = rhythm_signals(model, *batch(), options=options((1, 2)), entropy=True).entropy_BN
+    mask = batch()[2].bool()
+    assert entropy[mask].isfinite().all()
+    assert entropy[~mask].isnan().all()
+    assert entropy[mask].max() <= torch.log(torch.tensor(64.0)) + 1e-4

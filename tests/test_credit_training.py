@@ -1,0 +1,131 @@
+"""Credit inside real GRPO steps: uniform is plain TRL, no forward is added, both places give the same weights."""
+
+import pytest
+import torch
+from test_trl_contract import policy, trained  # noqa: F401
+from trl import GRPOTrainer
+
+from rlattn import AttentionGRPOTrainer
+from rlattn.credit import CREDIT_RULES
+from rlattn.types import AttentionOptions, CreditOptions
+
+MODES = {
+    "aligned": {},
+    "two iterations": {"num_iterations": 2, "max_steps": 4},
+    "misaligned": {"steps_per_generation": 2, "max_steps": 4},
+    "accumulated": {"gradient_accumulation_steps": 2},
+    "reference": {"beta": 0.04},
+}
+
+
+def credited(rule, **arguments):
+    """A trainer class that counts its forwards and keeps the advantages its loss read."""
+
+    class Credited(AttentionGRPOTrainer if rule != "plain" else GRPOTrainer):
+        forwards, seen = 0, []
+
+        def __init__(self, *args, **kwargs):
+            own = {} if rule == "plain" else {"credit": rule and CREDIT_RULES[rule](), **arguments}
+            super().__init__(*args, **kwargs, **own)
+            type(self).forwards, type(self).seen = 0, []
+            self.model.register_forward_pre_hook(lambda *_: setattr(type(self), "forwards", type(self).forwards + 1))
+
+    return Credited
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_uniform_is_plain_trl_bit_for_bit_and_adds_no_forward(policy, tmp_path, mode):  # noqa: F811
+    plain_class, uniform_class = credited("plain"), credited("uniform")
+    plain = trained(plain_class, policy, tmp_path / "a", **MODES[mode])
+    ours = trained(uniform_class, policy, tmp_path / "b", **MODES[mode])
+    assert uniform_class.forwards == plain_class.forwards
+    for (name, expected), actual in zip(plain.model.state_dict().items(), ours.model.state_dict().values()):
+        assert torch.equal(expected, actual), name
+    assert ours.state.log_history[0]["credit/mean"] == 1
+
+
+@pytest.mark.parametrize("rule", [name for name in CREDIT_RULES if name != "uniform"])
+def test_every_rule_trains_logs_its_diagnostics_and_differs_from_grpo(policy, tmp_path, rule):  # noqa: F811
+    plain = trained(AttentionGRPOTrainer, policy, tmp_path / "a")
+    ours = trained(credited(rule, attention=AttentionOptions(horizon=(2, 8))), policy, tmp_path / "b")
+    logs = ours.state.log_history[0]
+    assert logs["credit/max"] == pytest.approx(1.75 if rule in ("coupled_rhythm", "shuffled") else 1.5)  # terms add
+    assert 0.1 < logs["credit/share_amplified"] < 0.9
+    assert logs["credit/nonfinite_rows"] == 0
+    changed = [
+        not torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), ours.model.state_dict().values())
+    ]
+    assert any(changed)
+
+
+def test_both_places_give_the_same_weights(policy, tmp_path):  # noqa: F811
+    pairs = []
+
+    class Both(AttentionGRPOTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(
+                *args, **kwargs, credit=CREDIT_RULES["coupled_rhythm"](), attention=AttentionOptions(horizon=(2, 8))
+            )
+
+        def _compute_loss(self, model, inputs):
+            read = []
+            self._tool_masks, self._reading = None, read.append
+            self._read_rollouts(inputs)
+            before = inputs["advantages"].clone()
+            loss = super()._compute_loss(model, inputs)
+            assert torch.equal(inputs["advantages"], before), "TRL's buffer stays as it was"
+            pairs.append((read[0], self.in_training))
+            return loss
+
+        def _weights(self, *args):
+            self.in_training = super()._weights(*args)
+            return self.in_training
+
+    trained(Both, policy, tmp_path)
+    for rollout, training in pairs:
+        torch.testing.assert_close(rollout, training)
+    assert any((weights != 1).any() for weights, _ in pairs)
+
+
+@pytest.mark.parametrize(("scope", "extra"), [("sequence", 0), ("calibrated", 1), ("batch", 3)])
+def test_only_wider_head_sets_cost_a_forward(policy, tmp_path, scope, extra):  # noqa: F811
+    plain_class = credited("plain")
+    scoped_class = credited("coupled_rhythm", attention=AttentionOptions(scope=scope, horizon=(2, 8)))
+    trained(plain_class, policy, tmp_path / "a")
+    trained(scoped_class, policy, tmp_path / "b")
+    assert scoped_class.forwards == plain_class.forwards + extra
+
+
+def test_sign_and_schedule_change_the_run(policy, tmp_path):  # noqa: F811
+    def final(**options):
+        chosen = credited(
+            "coupled_rhythm", attention=AttentionOptions(horizon=(2, 8)), credit_options=CreditOptions(**options)
+        )
+        state = trained(chosen, policy, tmp_path / str(options)).model.state_dict()
+        return torch.cat([value.flatten() for value in state.values()])
+
+    finals = [final(), final(sign="positive"), final(sign="negative"), final(warmup=1.0)]
+    for index, one in enumerate(finals):
+        assert not any(torch.equal(one, other) for other in finals[index + 1 :])
+
+
+def test_sequence_level_ratios_are_refused(policy, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="importance_sampling_level"):
+        trained(credited("local_chunk"), policy, tmp_path, importance_sampling_level="sequence", loss_type="grpo")
+
+
+def test_weights_that_are_not_finite_leave_grpo_and_are_counted(policy, tmp_path):  # noqa: F811
+    class Broken:
+        def __call__(self, signals):
+            from rlattn.types import Credit
+
+            return Credit(weights_BN=torch.full_like(signals.waad_BN, float("nan")), metrics={})
+
+    class Trainer(AttentionGRPOTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs, credit=Broken())
+
+    ours = trained(Trainer, policy, tmp_path / "a")
+    plain = trained(GRPOTrainer, policy, tmp_path / "b")
+    assert ours.state.log_history[0]["credit/nonfinite_rows"] == 8
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), ours.model.state_dict().values()))
