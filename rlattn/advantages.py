@@ -1,6 +1,6 @@
 """Rewards to advantages. Pure: tensors in, tensors out.
 
-Legend: B rollouts of all ranks, the G rollouts of a group side by side; K rewards; T completion tokens.
+Legend: B rollouts of all ranks, the G rollouts of a group side by side; K rewards.
 NaN in a reward table means *neutral*: that reward has nothing to say about that rollout.
 """
 
@@ -65,14 +65,6 @@ def group_advantages(
             std = _nanstd(total_B) if total_B.numel() > 1 else torch.zeros_like(total_B)
             advantage_B = advantage_B / (std + EPSILON)
     return advantage_B.nan_to_num(nan=0.0)
-
-
-def token_advantages(advantage_B: Tensor, weights_BT: Tensor) -> Tensor:
-    """advantage_BT: every token gets its rollout's advantage times its own credit weight.
-
-    Weights of 1 leave GRPO as it is, bit for bit.
-    """
-    return advantage_B[:, None] * weights_BT
 
 
 def _weighted_sum(rewards_BK: Tensor, weights_K: Tensor, silent_B: Tensor) -> Tensor:

@@ -69,10 +69,10 @@ class Signals:
     """Float32, nats: of the distribution each token was drawn from; None where it was not asked for."""
     span_BLH: "Tensor | None" = None
     """Float32: mean look-back distance of every head of the chosen layers."""
-    local_heads_BLH: "Tensor | None" = None
-    """Bool: the heads that WAAD is averaged over."""
-    global_heads_BLH: "Tensor | None" = None
-    """Bool: the heads that FAI is averaged over."""
+    local_heads: "Tensor | None" = None
+    """Bool (B, L, H): the heads that WAAD is averaged over."""
+    global_heads: "Tensor | None" = None
+    """Bool (B, L, H): the heads that FAI is averaged over."""
     layers: tuple[int, ...] = ()
     """The chosen layers, 0-based."""
 

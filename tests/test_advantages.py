@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlattn.advantages import fill_neutral, group_advantages, token_advantages
+from rlattn.advantages import fill_neutral, group_advantages
 
 NAN = float("nan")
 
@@ -58,8 +58,3 @@ def test_neutral_sits_at_its_groups_mean(rewards, silent, combine):
     assert filled[silent, 1].item() == pytest.approx(rewards_BK[others, 1].mean().item())
     assert torch.equal(filled[others], rewards_BK[others])
     assert group_advantages(filled, torch.ones(2, dtype=torch.float64), 4, combine=combine).isfinite().all()
-
-
-def test_weights_of_one_are_plain_grpo():
-    advantage_B = torch.randn(5)
-    assert torch.equal(token_advantages(advantage_B, torch.ones(5, 7)), advantage_B[:, None].expand(5, 7))

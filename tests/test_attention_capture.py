@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlattn.attention.capture import attention_layers, capture, rhythm_signals, text_decoder
+from rlattn.attention import rhythm_signals
+from rlattn.attention.capture import attention_layers, capture, text_decoder
 from rlattn.types import AttentionOptions
 
 TINY = {

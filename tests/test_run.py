@@ -155,11 +155,14 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
 
 
 def test_two_ranks_train_under_torchrun(tmp_path):
-    result = rlattn("train", "quickstart", *SMALL, "trainer.per_device_train_batch_size=6", cwd=tmp_path, ranks=2)
+    credit = ("credit={kind: coupled_rhythm}", "attention={horizon: [2, 10]}")
+    batch = "trainer.per_device_train_batch_size=6"  # with groups of 4, one of them straddles the ranks
+    result = rlattn("train", "quickstart", *SMALL, batch, *credit, cwd=tmp_path, ranks=2)
     assert result.returncode == 0, result.stderr
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert rows[0]["eval/rows"] == 8
+    assert all(row["credit/mean"] > 1 for row in rows[1:])
     assert json.loads((tmp_path / RUN / "environment.json").read_text())["world_size"] == 2
     assert result.stdout.count("held-out accuracy before") == 1
 

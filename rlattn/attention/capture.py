@@ -64,8 +64,8 @@ class Capture:
             mask_BN=self.response_mask_BN.bool(),
             entropy_BN=entropy_BN,
             span_BLH=span_BLH,
-            local_heads_BLH=local_BLH,
-            global_heads_BLH=global_BLH,
+            local_heads=local_BLH,
+            global_heads=global_BLH,
             layers=self.layers,
         )
 
