@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ from typing import Annotated
 import typer
 
 from rlattn.errors import UserError
+
+RANK_PATIENCE = 10.0  # seconds
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,8 +34,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except UserError as error:
-        if int(os.environ.get("RANK", 0)) == 0:  # under torchrun every rank finds the same mistake
-            print(f"rlattn: {error}", file=sys.stderr, flush=True)
+        rank = int(os.environ.get("RANK", 0))
+        if rank:
+            # Every rank finds the same mistake, and rank 0 says it: torchrun ends the others in this time. A rank that
+            # is still here failed alone.
+            time.sleep(RANK_PATIENCE)
+        print(f"rlattn{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nrlattn: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr, flush=True)

@@ -33,7 +33,8 @@ def open_run(recipe: Recipe) -> int | None:
     """
     run = recipe.run_dir
     check_writable(run)
-    if not run.is_dir() or not any(path.name != ".lock" for path in run.iterdir()):
+    # hidden files: the lock, and what another rank is just writing
+    if not run.is_dir() or all(path.name.startswith(".") for path in run.iterdir()):
         return 0
     if not is_run(run):
         raise UserError("output_dir", f"{run} is not empty and holds no run of rlattn's.", "Name a new folder.")
