@@ -45,7 +45,7 @@ def prepare_policy(policy: Policy, task: Task, progress: Callable[..., None] | N
             path, revision=policy.revision, trust_remote_code=False, padding_side="left", truncation_side="left"
         )
     except Exception as error:
-        raise _load_error(policy, error) from None
+        raise _load_error(policy, path, error) from None
     _check_lora(policy, config.to_dict())
     if policy.prompt_style == "chat" and tokenizer.chat_template is None:
         raise UserError(
@@ -101,9 +101,9 @@ def _lora(policy: Policy) -> LoraConfig | None:
     )
 
 
-def _load_error(policy: Policy, error: Exception) -> UserError:
-    if Path(policy.path).is_dir():
-        return UserError("policy.path", f"{policy.path} holds no loadable model: {describe(error)[:300]}.")
+def _load_error(policy: Policy, path: str, error: Exception) -> UserError:
+    if Path(path).is_dir():
+        return UserError("policy.path", f"{path} holds no loadable model: {describe(error)[:300]}.")
     revision = f" at revision '{policy.revision}'" if policy.revision else ""
     return UserError(
         "policy.path",

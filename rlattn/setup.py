@@ -47,7 +47,10 @@ def prepare(recipe: Recipe) -> Setup:
     check_installed(recipe)
     check_generation(recipe)
     task, rewards = build_task(recipe), build_rewards(recipe)
-    grpo_config(recipe, recipe.run_dir / "checkpoints", {})  # TRL's own refusals, before a policy is made
+    if world_size() == 1:
+        # TRL's own refusals, before a policy is made. On several ranks this would start the process group, and
+        # transformers then saves models on rank 0 only: whichever rank makes the tiny policy must be able to.
+        grpo_config(recipe, recipe.run_dir / "checkpoints", {})
     examples = eval_examples(task, recipe.policy)
     data = train_data(task, recipe.policy)
     with contextlib.ExitStack() as stack:

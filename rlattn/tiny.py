@@ -99,6 +99,7 @@ def tiny_policy(
             try:
                 model.save_pretrained(beside)
                 tokenizer.save_pretrained(beside)
+                assert (beside / "config.json").is_file(), "transformers saves on rank 0 only once ranks are connected"
                 beside.chmod(0o755)
                 beside.rename(folder)
             finally:
