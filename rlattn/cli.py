@@ -175,6 +175,10 @@ def _quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|trl|peft|datasets)\b")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed otherwise warns that it found no other
     import datasets
     import transformers
 
