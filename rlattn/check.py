@@ -16,7 +16,7 @@ from rlattn.plugins import build_credit, build_rewards, build_task
 from rlattn.recipe import TINY_POLICY, Recipe
 from rlattn.rows import rows_of
 from rlattn.rules import check_installed, check_recipe, generation_batch, number
-from rlattn.tasks import DatasetTask, Split, Task
+from rlattn.tasks import DatasetTask, Split, Task, WarmStartable
 from rlattn.types import Messages
 
 PROMPTS_MEASURED = 200
@@ -54,6 +54,7 @@ def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
         f"credit   {type(credit).__name__ if credit else 'equal for every token'}",
         f"batch    {batch} rollouts on {ranks} rank{'s' * (ranks > 1)}: {batch // group} groups of {group}",
     ]
+    check_policy(recipe, task)
     lines += _policy_lines(recipe, prompts, ranks, gpu_memory)
     return [*lines, *(f"warning: {warning}" for warning in warnings)]
 
@@ -85,10 +86,16 @@ def model_config(path: str, revision: str | None = None) -> dict[str, Any]:
         ) from None
 
 
-def check_policy(recipe: Recipe) -> dict[str, Any]:
+def check_policy(recipe: Recipe, task: Task | None = None) -> dict[str, Any]:
     """The policy's config.json, if it is not made here. Raises UserError where there is none."""
     policy = recipe.policy
     if policy.path == TINY_POLICY:
+        if task is not None and not isinstance(task, WarmStartable):
+            raise UserError(
+                "policy.path",
+                f"{TINY_POLICY} learns a task's format from its trace(), which {type(task).__name__} has not.",
+                "Use a task that has one (arithmetic, countdown), or a pretrained policy.",
+            )
         return {}
     if Path(policy.path).is_dir() and policy.revision:
         raise UserError("policy.revision", "is for hub ids; this policy is a local folder.", "Remove the key.")

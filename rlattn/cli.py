@@ -70,8 +70,9 @@ def train(
     check_installed(parsed)
     build_rewards(parsed)
     build_credit(parsed)
-    prompts_of(build_task(parsed))
-    check_policy(parsed)
+    task = build_task(parsed)
+    check_policy(parsed, task)
+    prompts_of(task)
     open_run(parsed)
     _quiet()
     from rlattn import train as training

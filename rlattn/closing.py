@@ -39,7 +39,9 @@ def finish(setup: Setup, after: Evaluation | None, result: Any, seconds: float) 
         "before": {k.removeprefix("eval/"): v for k, v in before.items() if k.startswith("eval/")} if before else None,
         "after": asdict(after) if after else None,
     }
+    write_text(run / "summary.json", json.dumps(summary, indent=2))  # the control may be interrupted
     if recipe.policy.supervised_control:
+        write_report(run)
         summary["supervised_control"] = asdict(supervised_control(setup, tokens))
     write_text(run / "summary.json", json.dumps(summary, indent=2))
     report = write_report(run)
@@ -58,6 +60,7 @@ def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
     assert isinstance(setup.task, WarmStartable)
     budget = math.ceil(rl_tokens * 4 / 3)
     model = AutoModelForCausalLM.from_pretrained(setup.policy.path, dtype=torch.float32)
+    say("\nRL is done. For comparison: the same compute spent on more supervised training (tokens).")
     with progress("supervised control", budget) as update:
         train_supervised(
             model,

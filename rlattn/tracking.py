@@ -95,6 +95,14 @@ def lock_run(folder: Path) -> FileLock:
     return lock
 
 
+def leave_run(folder: Path, lock: FileLock) -> None:
+    """Gives the lock back; a folder that holds nothing else goes."""
+    lock.release()
+    (folder / ".lock").unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def start_run(recipe: Recipe, step: int, world_size: int) -> None:
     """Writes environment.json and recipe.yaml, and cuts what lies after `step` out of the logs. One rank only."""
     run = recipe.run_dir

@@ -11,13 +11,14 @@ import torch
 
 from rlattn.callbacks import HeldOutEvaluation, MetricsFile, Progress
 from rlattn.closing import finish
+from rlattn.errors import UserError
 from rlattn.progress import duration
 from rlattn.prompts import render_text
 from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
 from rlattn.rules import number
 from rlattn.setup import make_trainer, prepare, template_kwargs
-from rlattn.tracking import last_checkpoint, lock_run, open_run, start_run
+from rlattn.tracking import last_checkpoint, leave_run, lock_run, open_run, start_run
 from rlattn.trainer import AttentionGRPOTrainer
 
 
@@ -32,7 +33,12 @@ def train(recipe: Recipe) -> None:
         )
         return
     lock = lock_run(recipe.run_dir) if is_main() else None
-    setup = prepare(recipe)
+    try:
+        setup = prepare(recipe)
+    except UserError:
+        if lock:
+            leave_run(recipe.run_dir, lock)
+        raise
     if is_main():
         start_run(recipe, start_step, world_size())
     evaluation = HeldOutEvaluation(

@@ -84,6 +84,7 @@ BROKEN: list[tuple[list[str] | str, list[str]]] = [
     (["credit={kind: uniform}", "trainer.importance_sampling_level=sequence"], ["importance_sampling_level", "token"]),
     (["attention={horizon: [100, 10]}"], ["attention", "horizon"]),
     (["attention={windw: 3}"], ["attention.windw", "'window'"]),
+    ([DATASET], ["policy.path", "tiny-reasoner", "trace()"]),
     (["rewards={}"], ["rewards", "at least one"]),
     (["rewards={acuracy: {}}"], ["rewards.acuracy", "unknown reward", "'accuracy'"]),
     (["rewards.accuracy.weight=heavy"], ["rewards.accuracy.weight", "number"]),

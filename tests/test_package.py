@@ -40,7 +40,11 @@ def test_it_runs_from_an_empty_folder(installed, tmp_path):
     _, site = installed
     where = run(site, tmp_path, "recipes")
     assert "quickstart" in where.stdout
-    data = ("task={kind: dataset, path: data/chat_sample.jsonl, eval_rows: 2}", "rewards={accuracy: {}}")
+    data = (
+        "task={kind: dataset, path: data/chat_sample.jsonl, eval_rows: 2}",
+        "rewards={accuracy: {}}",
+        "policy={path: Qwen/Qwen3-0.6B}",
+    )
     checked = run(site, tmp_path, "check", "recipes/quickstart.yaml", *data)
     assert checked.returncode == 0, checked.stderr
     assert run(site, tmp_path, "check", "math_4b", "--ranks", "8").returncode == 0

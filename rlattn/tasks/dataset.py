@@ -99,7 +99,8 @@ class DatasetTask:
     def verify(self, completion: str, row: "Row") -> float:
         """1.0 where the final answer of `completion` is the row's. Never raises; cost: see `same_answer`."""
         answer = final_answer(completion)
-        return float(answer is not None and same_answer(answer, row["answer"]))
+        # stored rows may hold the worked solution as the data has it
+        return float(answer is not None and same_answer(answer, gold_answer(str(row["answer"]))))
 
     def gold(self, row: "Row") -> str:
         """A completion that `verify` scores 1.0."""
