@@ -34,9 +34,12 @@ def test_grpo_config_takes_every_default_and_so_does_the_table(tmp_path):
 def test_every_choice_is_one_trl_takes(name: str, tmp_path):
     from trl import GRPOConfig
 
-    for choice in load_fields()[name].choices or ():
+    choices = load_fields()[name].choices
+    assert choices
+    for choice in choices:
         evaluated = {"eval_strategy": "steps"} if choice in ("reduce_lr_on_plateau", "greedy") else {}
-        GRPOConfig(output_dir=str(tmp_path), use_cpu=True, **{name: choice}, **evaluated)
+        config = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, **{name: choice}, **evaluated)
+        assert getattr(config, name) == choice
 
 
 @pytest.mark.parametrize(
