@@ -22,6 +22,7 @@ class HeldOutEvaluation(TrainerCallback):
         self.samples_file = run_dir / "samples.jsonl"
         self.trainer: AttentionGRPOTrainer | None = None  # set once it exists; TRL wants callbacks before
         self.latest: Evaluation | None = None
+        self.latest_step = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step == 0:
@@ -41,6 +42,7 @@ class HeldOutEvaluation(TrainerCallback):
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
         began = time.monotonic()
         assert self.trainer is not None
+        self.latest_step = state.global_step
         self.latest, samples = evaluate(self.trainer, self.task, self.examples, samples=self.samples)
         if state.is_world_process_zero:
             for sample in samples:
@@ -98,5 +100,6 @@ class Progress(TrainerCallback):
 
     def _show(self, state: TrainerState) -> None:
         latest = self.evaluation.latest
-        accuracy = f", held-out accuracy {100 * latest.accuracy:.1f} %" if latest else ""
+        when = f"after step {self.evaluation.latest_step}" if self.evaluation.latest_step else "before training"
+        accuracy = f", held-out accuracy {100 * latest.accuracy:.1f} % {when}" if latest else ""
         self.update(state.global_step, self.reward + accuracy)

@@ -56,6 +56,8 @@ def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
     ]
     check_policy(recipe, task)
     lines += _policy_lines(recipe, prompts, ranks, gpu_memory)
+    if ranks == 1 and strategy_of(recipe) != "ddp":
+        warnings.append(f"{strategy_of(recipe)} spreads the weights over ranks: give --ranks N for what a run needs")
     return [*lines, *(f"warning: {warning}" for warning in warnings)]
 
 

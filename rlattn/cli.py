@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except UserError as error:
-        rank = int(os.environ.get("RANK", 0))
+        text = os.environ.get("RANK", "0")
+        rank = int(text) if text.isdecimal() else 0
         if rank:
             # Every rank finds the same mistake, and rank 0 says it: torchrun ends the others in this time. A rank that
             # is still here failed alone.
@@ -58,6 +59,7 @@ def train(
     from rlattn.check import check_policy, prompts_of
     from rlattn.hub import go_offline_if_unreachable
     from rlattn.plugins import build_credit, build_rewards, build_task
+    from rlattn.ranks import world_size
     from rlattn.recipe import load_recipe
     from rlattn.rules import check_installed, check_recipe
     from rlattn.tracking import open_run
@@ -66,7 +68,7 @@ def train(
     if parsed.hub_ids:
         go_offline_if_unreachable()
     # All of this again in train(), after TRL's seconds of imports: a mistake should not have to wait for them.
-    check_recipe(parsed, int(os.environ.get("WORLD_SIZE", 1)))
+    check_recipe(parsed, world_size())
     check_installed(parsed)
     build_rewards(parsed)
     build_credit(parsed)

@@ -6,6 +6,8 @@ Exact for the architectures in ARCHITECTURES, as transformers 5 builds them (tes
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+MOST_LAYERS = 10_000  # a damaged config.json should not keep a check busy for hours
+
 
 class NoSuchLayer(ValueError):
     """LoRA target modules that a model does not have."""
@@ -71,6 +73,8 @@ def read_model(config: dict) -> Model:
         raise ValueError(f"model_type {kind!r} is not supported: its parameters cannot be counted from config.json")
     architecture = ARCHITECTURES[kind]
     text = {**dict(architecture.defaults), **text}
+    if text.get("num_hidden_layers", 0) > MOST_LAYERS:
+        raise ValueError(f"config.json has {text['num_hidden_layers']} layers, which no model has")
     try:
         hidden, heads = text["hidden_size"], text["num_attention_heads"]
         head_dim = text.get("head_dim") or hidden // heads

@@ -2,16 +2,29 @@
 
 import os
 
+from rlattn.errors import UserError
+
+
+def rank() -> int:
+    return _number("RANK", 0)
+
 
 def is_main() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
+    return rank() == 0
 
 
 def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return _number("WORLD_SIZE", 1)
 
 
 def say(text: str) -> None:
     """Prints once, on rank 0."""
     if is_main():
         print(text, flush=True)
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise UserError(variable, f"the environment variable is {text!r}, no number.", "Launchers set it; unset it.")
+    return int(text)

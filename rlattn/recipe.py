@@ -3,18 +3,16 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rlattn import grpo_fields
 from rlattn.errors import UserError, did_you_mean
 from rlattn.paths import expanded, find_file, find_recipe, looks_local, nearest_file
 from rlattn.types import AttentionOptions, CreditOptions, WarmStart
+from rlattn.yaml_text import dump_yaml, override, parse_yaml
 
 TINY_POLICY = "tiny-reasoner"
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -231,9 +229,7 @@ class Recipe(Strict):
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; parsing it gives an equal Recipe."""
-        stream = StringIO()
-        _yaml().dump(self.model_dump(mode="json"), stream)
-        return stream.getvalue()
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -246,11 +242,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: with the key path, what was expected and how to mend it.
     """
     file = find_recipe(path)
-    data = _parse(file.read_text(encoding="utf-8", errors="replace"), str(path))
+    data = parse_yaml(file.read_text(encoding="utf-8", errors="replace"), str(path))
     if not isinstance(data, dict):
         raise UserError(str(path), "expected a recipe: a mapping with name, policy, task, rewards and trainer.")
-    for override in overrides:
-        _override(data, override)
+    for assignment in overrides:
+        override(data, assignment)
     return _resolve_paths(parse_recipe(data), file.parent)
 
 
@@ -273,39 +269,6 @@ def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _yaml() -> YAML:
-    # YAML 1.2: `1e-6` is a number and `no` is text, unlike PyYAML's 1.1.
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # keep the order of the recipe
-    return yaml
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return _yaml().load(text)
-    except MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "somewhere"
-        raise UserError(where, f"not readable as YAML: {error.problem}, {line}.", "Mend that line.") from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise UserError(where, f"not readable as YAML: {str(error).splitlines()[0]}.") from None
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UserError(override, "not an override.", "Expected key.path=value, such as trainer.max_steps=20.")
-    *parents, leaf = path.split(".")
-    node = data
-    for depth, parent in enumerate(parents):
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
-        if not isinstance(node, dict):
-            raise UserError(path, f"{'.'.join(parents[: depth + 1])} is a value, not a section.")
-    node[leaf] = _parse(text, override)
 
 
 def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:

@@ -23,7 +23,7 @@ from rlattn.recipe import Recipe
 from rlattn.reward_functions import reward_function
 from rlattn.rules import check_installed, check_recipe, number
 from rlattn.tasks import Task
-from rlattn.trainer import AttentionGRPOTrainer
+from rlattn.trainer import COMBINE, AttentionGRPOTrainer
 
 PROMPTS_MEASURED = 1000  # measuring every prompt of a huge data set would take longer than it is worth
 
@@ -114,9 +114,7 @@ def grpo_config(recipe: Recipe, output_dir: Path, model_init_kwargs: dict[str, A
         "report_to": list(recipe.tracking.report_to) or "none",
         "project": recipe.tracking.project,
         "reward_weights": [spec.weight for spec in rewards.named.values()],
-        "multi_objective_aggregation": {"sum": "sum_then_normalize", "decoupled": "normalize_then_sum"}[
-            rewards.combine
-        ],
+        "multi_objective_aggregation": COMBINE[rewards.combine],
         "save_total_limit": recipe.resume.keep_last,
         "model_init_kwargs": model_init_kwargs,
         "disable_tqdm": True,

@@ -78,9 +78,8 @@ def dry_run(recipe: Recipe) -> None:
     seconds = result.metrics["train_runtime"]
     log = trainer.state.log_history[0]
     say(f"\nreward {log['reward']:.3f}, completions of {log['completions/mean_length']:.0f} tokens, {seconds:.1f} s.")
-    say(
-        f"{steps} steps would take about {duration(seconds * steps)}, evaluation apart (the first step is the slowest)."
-    )
+    apart = "evaluation and the supervised control" if recipe.policy.supervised_control else "evaluation"
+    say(f"{steps} steps would take about {duration(seconds * steps)}, {apart} apart (the first step is the slowest).")
     say("Next: the same command without --dry-run.")
 
 

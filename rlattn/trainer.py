@@ -1,12 +1,15 @@
 """Glue: the only TRL subclass. It carries tensors between TRL and the pure modules; no arithmetic of its own."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -15,7 +18,8 @@ from rlattn.attention.capture import Capture, batch_heads, capture
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
 from rlattn.types import AttentionOptions, CreditOptions
 
-COMBINE = {"sum_then_normalize": "sum", "normalize_then_sum": "decoupled"}  # TRL's names, ours
+COMBINE = {"sum": "sum_then_normalize", "decoupled": "normalize_then_sum"}  # our names, TRL's
+HEADS_FILE = "heads.json"  # in a checkpoint: the calibrated head sets, layers x heads
 IMAGE_INPUTS = (
     "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
     "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
@@ -146,6 +150,20 @@ class AttentionGRPOTrainer(GRPOTrainer):
         strength = schedule(self.state.global_step, max(1, self.state.max_steps), options.warmup, options.decay)
         return scheduled_weights(credit.weights_BN[:, -completion_length:], strength)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.attention.scope == "calibrated" and self._heads is not None and self.is_world_process_zero():
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            local_LH, global_LH = (heads_LH.tolist() for heads_LH in self._heads)
+            (folder / HEADS_FILE).write_text(json.dumps({"local": local_LH, "global": global_LH}), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and self.attention.scope == "calibrated" and (file := Path(checkpoint) / HEADS_FILE).is_file():
+            sets = json.loads(file.read_text(encoding="utf-8"))
+            local_LH, global_LH = (torch.tensor(sets[name], device=self.args.device) for name in ("local", "global"))
+            self._heads = local_LH, global_LH
+
     def _needs_whole_batch(self) -> bool:
         return self.attention.scope == "batch" or (self.attention.scope == "calibrated" and self._heads is None)
 
@@ -170,7 +188,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
             self._rewards_BK,
             self.reward_weights,
             self._group_size,
-            combine=COMBINE[self.multi_objective_aggregation],  # type: ignore[arg-type]
+            combine="sum" if self.multi_objective_aggregation == COMBINE["sum"] else "decoupled",
             scale=self.scale_rewards,  # type: ignore[arg-type]
         )
         local, length = out["completion_ids"].shape

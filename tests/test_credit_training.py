@@ -1,5 +1,8 @@
 """Credit inside real GRPO steps: uniform is plain TRL, no forward is added, both places give the same weights."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from test_trl_contract import policy, trained  # noqa: F401
@@ -15,6 +18,7 @@ MODES = {
     "misaligned": {"steps_per_generation": 2, "max_steps": 4},
     "accumulated": {"gradient_accumulation_steps": 2},
     "reference": {"beta": 0.04},
+    "checkpointed": {"gradient_checkpointing": True},
 }
 
 
@@ -129,3 +133,47 @@ def test_weights_that_are_not_finite_leave_grpo_and_are_counted(policy, tmp_path
     plain = trained(GRPOTrainer, policy, tmp_path / "b")
     assert ours.state.log_history[0]["credit/nonfinite_rows"] == 8
     assert all(torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), ours.model.state_dict().values()))
+
+
+def test_calibrated_heads_are_kept_by_a_checkpoint(policy, tmp_path):  # noqa: F811
+    scoped = credited("coupled_rhythm", attention=AttentionOptions(scope="calibrated", horizon=(2, 8)))
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    first = trained(scoped, policy, tmp_path, max_steps=1, **saving)
+    resumed = trained(scoped, policy, tmp_path, resume=True, max_steps=2, **saving)
+    assert all(torch.equal(a, b) for a, b in zip(first._heads, resumed._heads))
+    assert first._heads[0].any()
+
+
+UNIFORM_ON_TWO_RANKS = """
+import sys, torch
+import test_trl_contract as contract
+from pathlib import Path
+from rlattn import AttentionGRPOTrainer
+from rlattn.credit import CREDIT_RULES
+from trl import GRPOTrainer
+
+class Uniform(AttentionGRPOTrainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs, credit=CREDIT_RULES["uniform"]())
+
+policy, folder = sys.argv[1:]
+# with groups of 4, the second of every three straddles the ranks
+options = {"max_steps": 5, "per_device_train_batch_size": 6}
+plain, ours = (contract.trained(c, policy, Path(folder) / c.__name__, **options) for c in (GRPOTrainer, Uniform))
+states = plain.model.state_dict(), ours.model.state_dict()
+assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+assert ours.state.log_history[0]["credit/mean"] == 1
+assert any(log.get("grad_norm", 0) > 0 for log in ours.state.log_history)
+torch.distributed.destroy_process_group()
+print("equal")
+"""
+
+
+def test_uniform_is_plain_trl_bit_for_bit_after_five_steps_on_two_ranks(policy, tmp_path):  # noqa: F811
+    (tmp_path / "two.py").write_text(UNIFORM_ON_TWO_RANKS)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    result = subprocess.run(
+        [sys.executable, *launcher, str(tmp_path / "two.py"), str(policy), str(tmp_path)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.stdout.count("equal") == 2, result.stderr

@@ -29,7 +29,7 @@ def parity_reward(completion_ids, **_):
     return [float(sum(ids) % 2) for ids in completion_ids]
 
 
-def trained(trainer_class, policy, tmp_path, **options):
+def trained(trainer_class, policy, tmp_path, resume=False, **options):
     torch.manual_seed(0)
     rows = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in list(Arithmetic().rows("train"))[:32]]
     config = GRPOConfig(
@@ -38,14 +38,17 @@ def trained(trainer_class, policy, tmp_path, **options):
         bf16=False,
         report_to="none",
         disable_tqdm=True,
-        gradient_checkpointing=False,
-        save_strategy="no",
         logging_steps=1,
         learning_rate=1e-2,
         num_generations=4,
-        per_device_train_batch_size=8,
         max_completion_length=24,
-        **{"max_steps": 3, **options},
+        **{
+            "max_steps": 3,
+            "per_device_train_batch_size": 8,
+            "gradient_checkpointing": False,
+            "save_strategy": "no",
+            **options,
+        },
     )
     trainer = trainer_class(
         model=str(policy),
@@ -54,7 +57,7 @@ def trained(trainer_class, policy, tmp_path, **options):
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(policy),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 

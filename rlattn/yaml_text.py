@@ -1,0 +1,75 @@
+"""YAML as recipes use it: 1.2, so that `1e-6` is a number and `no` is text; and dotted overrides."""
+
+from datetime import date
+from io import StringIO
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from rlattn.errors import UserError
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain data from YAML. Raises UserError naming the line at fault."""
+    try:
+        data = _yaml().load(text)
+        _check_plain(data, "")
+        return data
+    except _NotPlain as error:
+        raise UserError(f"{where}, {error.args[0]}" if error.args[0] else where, error.args[1]) from None
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "somewhere"
+        raise UserError(where, f"not readable as YAML: {error.problem}, {line}.", "Mend that line.") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise UserError(where, f"not readable as YAML: {str(error).splitlines()[0]}.") from None
+
+
+def override(data: dict[str, Any], assignment: str) -> None:
+    """Sets one dotted key: `trainer.max_steps=20`; the value is YAML. Raises UserError."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise UserError(assignment, "not an override.", "Expected key.path=value, such as trainer.max_steps=20.")
+    *parents, leaf = path.split(".")
+    node = data
+    for depth, parent in enumerate(parents):
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise UserError(path, f"{'.'.join(parents[: depth + 1])} is a value, not a section.")
+    node[leaf] = parse_yaml(text, assignment)
+
+
+def dump_yaml(data: Any) -> str:
+    """YAML text that `parse_yaml` reads back as the same data, keys in their order."""
+    stream = StringIO()
+    _yaml().dump(data, stream)
+    return stream.getvalue()
+
+
+class _NotPlain(Exception):
+    """A value that YAML can write and a recipe cannot hold: its key path, and what to do."""
+
+
+def _check_plain(data: Any, where: str) -> None:
+    if isinstance(data, dict):
+        for key, value in data.items():
+            path = f"{where}.{key}" if where else str(key)
+            if not isinstance(key, str):
+                raise _NotPlain(path, f"a key must be text, got {key!r}. Put it in quotes.")
+            _check_plain(value, path)
+    elif isinstance(data, list):
+        for place, value in enumerate(data):
+            _check_plain(value, f"{where}.{place}")
+    elif not isinstance(data, str | int | float | None):
+        fix = "Put it in quotes to make it text." if isinstance(data, date) else "Use text, numbers, lists or mappings."
+        raise _NotPlain(where, f"a recipe cannot hold a {type(data).__name__}. {fix}")
+
+
+def _yaml() -> YAML:
+    # YAML 1.2: `1e-6` is a number and `no` is text, unlike PyYAML's 1.1.
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # keep the order of the recipe
+    return yaml
