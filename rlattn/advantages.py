@@ -4,6 +4,7 @@ Legend: B rollouts of all ranks, the G rollouts of a group side by side; K rewar
 NaN in a reward table means *neutral*: that reward has nothing to say about that rollout.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -65,6 +66,92 @@ def group_advantages(
             std = _nanstd(total_B) if total_B.numel() > 1 else torch.zeros_like(total_B)
             advantage_B = advantage_B / (std + EPSILON)
     return advantage_B.nan_to_num(nan=0.0)
+
+
+def apply_gates(rewards_BK: Tensor, gates: Mapping[int, int]) -> Tensor:
+    """A gated reward counts as 0 where the reward it requires is not met (below 1, or neutral).
+
+    Args:
+        rewards_BK: NaN where neutral, which a gated reward stays.
+        gates: column of the gated reward -> column of the one it requires.
+    """
+    gated_BK = rewards_BK.clone()
+    for gated, required in gates.items():
+        unmet_B = ~(rewards_BK[:, required] >= 1) & ~rewards_BK[:, gated].isnan()
+        gated_BK[:, gated] = gated_BK[:, gated].masked_fill(unmet_B, 0)
+    return gated_BK
+
+
+def contributions(
+    rewards_BK: Tensor, weights_K: Tensor, group_size: int, *, combine: Combine = "sum", scale: Scale = "group"
+) -> Tensor:
+    """contribution_BK: what each reward adds to the advantage of `group_advantages`; their sum is that advantage
+    (less the mean that whitening over the batch subtracts). 0 where a reward is neutral.
+    """
+    grouped_NGK = rewards_BK.view(-1, group_size, rewards_BK.shape[1])
+    centred_NGK = grouped_NGK - grouped_NGK.nanmean(dim=1, keepdim=True)
+    if combine == "decoupled":
+        centred_NGK = centred_NGK / (_nanstd(grouped_NGK, dim=1, keepdim=True) + EPSILON)
+    weighted_BK = (centred_NGK * weights_K.to(rewards_BK.device)).view_as(rewards_BK)
+    if combine == "decoupled":
+        return (weighted_BK / (_nanstd(weighted_BK.nansum(dim=1)) + EPSILON)).nan_to_num(nan=0.0)
+    total_B = (rewards_BK * weights_K.to(rewards_BK.device)).nansum(dim=1)
+    if scale == "group":
+        std_B = _nanstd(total_B.view(-1, group_size), dim=1).repeat_interleave(group_size)
+        weighted_BK = weighted_BK / (std_B[:, None] + EPSILON)
+    elif scale == "batch":
+        weighted_BK = weighted_BK / (_nanstd(total_B) + EPSILON)
+    return weighted_BK.nan_to_num(nan=0.0)
+
+
+def restrict_to_tokens(advantage_BT: Tensor, contribution_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """Takes one reward's contribution away from the tokens that it does not speak for.
+
+    With this for every reward that names tokens, advantage_BT = sum_k A_k · mask_k.
+
+    Args:
+        mask_BT: bool, the tokens it speaks for; all True leaves the advantage as it is, bit for bit.
+    """
+    return torch.where(mask_BT, advantage_BT, advantage_BT - contribution_B[:, None])
+
+
+def part_advantages(values_BP: Tensor, group_size: int) -> Tensor:
+    """Each part's value against the same part of the group's other rollouts that have it: (x − mean) / (std + 1e-4).
+
+    For turns: the z-score a turn index over the rollouts still alive. 0 where a part is missing or alone.
+
+    Args:
+        values_BP: of all ranks, groups side by side; NaN where a rollout has no such part. P parts.
+    """
+    grouped_NGP = values_BP.view(-1, group_size, values_BP.shape[1])
+    centred_NGP = grouped_NGP - grouped_NGP.nanmean(dim=1, keepdim=True)
+    scored_NGP = centred_NGP / (_nanstd(grouped_NGP, dim=1, keepdim=True) + EPSILON)
+    return scored_NGP.view_as(values_BP).nan_to_num(nan=0.0)
+
+
+def table_metrics(
+    rewards_BK: Tensor, contribution_BK: Tensor, group_size: int, names: Sequence[str]
+) -> dict[str, float]:
+    """What each reward did, by name: spread inside groups, share of |A|, correlation with the others inside groups.
+
+    `rewards/<name>/group_std`: mean over groups; 0 means that it tells no rollout of a group from another.
+    `rewards/<name>/share`: of the sum of |contribution| over all rewards, in [0, 1].
+    `rewards/<a>/correlation/<b>`: Pearson's, of group-centred rewards; left out where one of them does not vary.
+    """
+    grouped_NGK = rewards_BK.view(-1, group_size, len(names))
+    centred_BK = (grouped_NGK - grouped_NGK.nanmean(dim=1, keepdim=True)).view_as(rewards_BK).nan_to_num(nan=0.0)
+    spread_K = _nanstd(grouped_NGK, dim=1).nanmean(dim=0) if group_size > 1 else rewards_BK.new_zeros(len(names))
+    size_K = contribution_BK.abs().sum(dim=0)
+    norm_K = centred_BK.norm(dim=0)
+    found: dict[str, float] = {}
+    for k, name in enumerate(names):
+        found[f"rewards/{name}/group_std"] = spread_K[k].nan_to_num(nan=0.0).item()
+        found[f"rewards/{name}/share"] = (size_K[k] / size_K.sum().clamp(min=1e-12)).item()
+        for other in range(k + 1, len(names)):
+            if norm_K[k] > 0 and norm_K[other] > 0:
+                cosine = (centred_BK[:, k] @ centred_BK[:, other]) / (norm_K[k] * norm_K[other])
+                found[f"rewards/{name}/correlation/{names[other]}"] = cosine.item()
+    return found
 
 
 def _weighted_sum(rewards_BK: Tensor, weights_K: Tensor, silent_B: Tensor) -> Tensor:

@@ -1,13 +1,20 @@
 """Glue: generation outside the training batch, through TRL's own path, so that every backend it has works here too."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlattn.trainer import AttentionGRPOTrainer
+from rlattn.lagged import LaggedPolicy
+from rlattn.prompts import decode
+
+if TYPE_CHECKING:
+    from rlattn.trainer import AttentionGRPOTrainer
 
 
 def generate_greedy(trainer: AttentionGRPOTrainer, prompt_ids: list[list[int]]) -> list[list[int]]:
@@ -15,9 +22,34 @@ def generate_greedy(trainer: AttentionGRPOTrainer, prompt_ids: list[list[int]]) 
 
     Collective: every rank makes the same number of calls. The training RNG and the trainer's mode stay as they were.
     """
-    with _greedy(trainer):
+    with _apart(trainer), _settings(trainer, temperature=0.0):
         completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, 1)
     return completion_ids
+
+
+def generate_texts(
+    trainer: AttentionGRPOTrainer,
+    prompts: list[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    lagged: LaggedPolicy | None = None,
+) -> list[str]:
+    """A second rollout: one completion a prompt text (special tokens written out), from the current policy or from
+    `lagged`; in one batched call through TRL's own path, so transformers and vLLM alike.
+
+    Collective, also for a rank without prompts. The training RNG and the trainer's mode stay as they were. Cost: one
+    generation; under vLLM a lagged policy costs sending its weights there and the current ones back.
+    """
+    tokenizer = trainer._tokenizer
+    prompt_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts or [tokenizer.eos_token]]
+    with (
+        _apart(trainer),
+        _settings(trainer, temperature=temperature, max_new_tokens=max_new_tokens),
+        lagged.in_place(trainer) if lagged else nullcontext(),
+    ):
+        completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, 1)
+    return [decode(tokenizer, ids) for ids in completion_ids][: len(prompts)]
 
 
 @torch.no_grad()
@@ -33,37 +65,42 @@ def greedy_hf(
 
 
 @contextmanager
-def _greedy(trainer: AttentionGRPOTrainer) -> Iterator[None]:
+def _apart(trainer: AttentionGRPOTrainer) -> Iterator[None]:
+    """Evaluation mode and a random stream of its own: training goes on as if nothing had been generated."""
     model = trainer.model
     assert model is not None
     training = model.training
     model.eval()
     devices = [trainer.accelerator.device] if trainer.accelerator.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices), _greedy_vllm(trainer) if trainer.use_vllm else _greedy_hf(trainer):
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         model.train(training)
 
 
 @contextmanager
-def _greedy_hf(trainer: AttentionGRPOTrainer) -> Iterator[None]:
+def _settings(trainer: Any, *, temperature: float, max_new_tokens: int | None = None) -> Iterator[None]:
+    """Temperature (0 for greedy) and length of what is generated inside the context."""
+    if trainer.use_vllm:
+        engine = trainer.vllm_generation
+        kept = engine.temperature, engine.max_completion_length
+        engine.temperature, engine.max_completion_length = temperature, max_new_tokens or kept[1]
+        try:
+            yield
+        finally:
+            engine.temperature, engine.max_completion_length = kept
+        return
     sampling, sampling_kwargs = trainer.generation_config, trainer.generation_kwargs
-    off = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None}
-    greedy = copy.deepcopy(sampling)
-    greedy.update(**off)
-    trainer.generation_config, trainer.generation_kwargs = greedy, {**sampling_kwargs, **off}
+    changed: dict[str, Any] = {"do_sample": temperature > 0, "temperature": temperature or 1.0}
+    if not temperature:
+        changed |= {"top_p": 1.0, "top_k": 50, "min_p": None}
+    if max_new_tokens:
+        changed["max_new_tokens"] = max_new_tokens
+    config = copy.deepcopy(sampling)
+    config.update(**changed)
+    trainer.generation_config, trainer.generation_kwargs = config, {**sampling_kwargs, **changed}
     try:
         yield
     finally:
         trainer.generation_config, trainer.generation_kwargs = sampling, sampling_kwargs
-
-
-@contextmanager
-def _greedy_vllm(trainer: AttentionGRPOTrainer) -> Iterator[None]:
-    engine = trainer.vllm_generation
-    temperature, engine.temperature = engine.temperature, 0.0
-    try:
-        yield
-    finally:
-        engine.temperature = temperature

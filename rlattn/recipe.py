@@ -114,6 +114,16 @@ class Plugin(BaseModel):
 
 class RewardSpec(Plugin):
     weight: float = Field(default=1.0, allow_inf_nan=False, strict=True)
+    requires: Text | None = None  # another reward: this one counts only where that one is at least 1
+    warmup: float = Field(default=0.0, ge=0, le=1)  # the share of the run in which the weight rises from 0
+    decay: float = Field(default=0.0, ge=0, le=1)  # the share of the run, at its end, in which it falls to 0
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds for one score, in a process apart
+
+    @model_validator(mode="after")
+    def _ramps_fit(self) -> Self:
+        if self.warmup + self.decay > 1:
+            raise ValueError(f"expected warmup + decay of at most 1, got {self.warmup} and {self.decay}")
+        return self
 
 
 class Rewards(BaseModel):
@@ -122,6 +132,7 @@ class Rewards(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, RewardSpec] = Field(init=False)
     combine: Literal["sum", "decoupled"] = "sum"
+    max_failed_share: float = Field(default=0.5, ge=0, le=1)  # of a batch under one reward; more ends the run
 
     @property
     def named(self) -> dict[str, RewardSpec]:
@@ -141,6 +152,14 @@ class Rewards(BaseModel):
         for name in self.named:
             if not re.fullmatch(r"[A-Za-z]\w*", name):
                 raise ValueError(f"'{name}': a reward's name is letters, digits and _ (it names its metrics)")
+        for name, spec in self.named.items():
+            if spec.requires == name or (spec.requires and spec.requires not in self.named):
+                others = [other for other in self.named if other != name]
+                raise UserError(
+                    f"rewards.{name}.requires",
+                    f"no other reward '{spec.requires}'.",
+                    did_you_mean(spec.requires, others),
+                )
         return self
 
 

@@ -20,7 +20,8 @@ from rlattn.progress import progress
 from rlattn.prompts import render_ids
 from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
-from rlattn.reward_functions import reward_function
+from rlattn.reward_functions import RewardFunction
+from rlattn.reward_glue import RewardOptions
 from rlattn.rules import check_installed, check_recipe, number
 from rlattn.tasks import Task
 from rlattn.trainer import COMBINE, AttentionGRPOTrainer
@@ -71,7 +72,8 @@ def prepare(recipe: Recipe) -> Setup:
         policy=policy,
         examples=examples,
         reward_funcs=[
-            reward_function(name, reward, task, policy.tokenizer, kwargs) for name, reward in rewards.items()
+            RewardFunction(name, reward, task, policy.tokenizer, kwargs, recipe.rewards.named[name].timeout)
+            for name, reward in rewards.items()
         ],
         data=data,
     )
@@ -88,6 +90,7 @@ def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrid
         peft_config=policy.peft_config,
         callbacks=callbacks,
         stop_strings=recipe.policy.stop_strings,
+        reward_options=reward_options(recipe),
         credit=build_credit(recipe),
         attention=recipe.attention,
         credit_options=recipe.credit.applied if recipe.credit else None,
@@ -95,6 +98,15 @@ def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrid
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def reward_options(recipe: Recipe) -> RewardOptions:
+    specs = recipe.rewards.named.items()
+    return RewardOptions(
+        requires={name: spec.requires for name, spec in specs if spec.requires},
+        ramps={name: (spec.warmup, spec.decay) for name, spec in specs if spec.warmup or spec.decay},
+        max_failed_share=recipe.rewards.max_failed_share,
+    )
 
 
 def grpo_config(recipe: Recipe, output_dir: Path, model_init_kwargs: dict[str, Any], **overrides: Any) -> GRPOConfig:

@@ -13,9 +13,20 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from rlattn.advantages import fill_neutral, group_advantages
+from rlattn.advantages import apply_gates, contributions, fill_neutral, group_advantages, table_metrics
 from rlattn.attention.capture import Capture, batch_heads, capture
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
+from rlattn.reward_glue import (
+    NO_OPTIONS,
+    RewardOptions,
+    bind_rewards,
+    check_failures,
+    guard,
+    load_rewards,
+    save_rewards,
+    token_advantages,
+    weights_now,
+)
 from rlattn.types import AttentionOptions, CreditOptions
 
 COMBINE = {"sum": "sum_then_normalize", "decoupled": "normalize_then_sum"}  # our names, TRL's
@@ -40,6 +51,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         credit: a credit rule (`CREDIT_RULES`, or your own); None for GRPO's equal credit.
         attention: what the rule's signals are read from.
         credit_options: sign and schedule of the weights.
+        reward_options: gates and ramps of the rewards, and how many failures are borne.
         stop_strings: texts that end a completion, besides the end-of-sequence token (transformers generation).
     """
 
@@ -49,10 +61,12 @@ class AttentionGRPOTrainer(GRPOTrainer):
         credit: CreditRule | None = None,
         attention: AttentionOptions | None = None,
         credit_options: CreditOptions | None = None,
+        reward_options: RewardOptions = NO_OPTIONS,
         stop_strings: tuple[str, ...] = (),
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.reward_funcs = [guard(function) for function in self.reward_funcs]
         if credit is not None and self.importance_sampling_level == "sequence":
             raise ValueError(
                 "credit needs importance_sampling_level='token': one ratio a sequence spreads every token's gradient "
@@ -61,17 +75,33 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self.credit = credit
         self.attention = attention or AttentionOptions()
         self.credit_options = credit_options or CreditOptions()
+        self.reward_options = reward_options
         self.stop_strings = tuple(stop_strings)
+        self._base_weights_K = self.reward_weights
+        self._lagged = bind_rewards(self)
         self._heads: tuple[Tensor, Tensor] | None = None  # of scope batch or calibrated
         self._reading: Callable[[Tensor], None] | None = None  # takes the weights that the next policy forward gives
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        for lagged in self._lagged.values():
+            lagged.refresh(self.state.global_step)
+        options, names, log = self.reward_options, self.reward_func_names, self.log_value
         rewards_BK = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        for name, neutral in zip(self.reward_func_names, rewards_BK.isnan().sum(dim=0).tolist(), strict=True):
-            self._metrics["train" if self._training else "eval"][f"rewards/{name}/neutral"].append(neutral)
+        for name, count in check_failures(self, len(rewards_BK), options.max_failed_share).items():
+            log(name, count)
+        for name, neutral in zip(names, rewards_BK.isnan().sum(dim=0).tolist(), strict=True):
+            log(f"rewards/{name}/neutral", neutral)
+        gates = {names.index(gated): names.index(required) for gated, required in options.requires.items()}
         # TRL normalises this table for its logs, we for the loss: both must see the same one.
-        self._rewards_BK = fill_neutral(rewards_BK, self._group_size)
+        self._rewards_BK = fill_neutral(apply_gates(rewards_BK, gates), self._group_size)
+        self.reward_weights = weights_now(self, self._base_weights_K, options)
+        for name, weight in zip(names, self.reward_weights.tolist(), strict=True):
+            log(f"rewards/{name}/weight", weight)
         return self._rewards_BK
+
+    def log_value(self, name: str, value: float) -> None:
+        """A number of this batch, averaged into the step's log line; the same on every rank."""
+        self._metrics["train" if self._training else "eval"][name].append(value)
 
     def _generate(self, prompts: list) -> Any:
         generated = super()._generate(prompts)
@@ -152,13 +182,18 @@ class AttentionGRPOTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if self.attention.scope == "calibrated" and self._heads is not None and self.is_world_process_zero():
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        save_rewards(self, self._lagged, folder)
+        if self.attention.scope == "calibrated" and self._heads is not None:
             local_LH, global_LH = (heads_LH.tolist() for heads_LH in self._heads)
             (folder / HEADS_FILE).write_text(json.dumps({"local": local_LH, "global": global_LH}), encoding="utf-8")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint:
+            load_rewards(self, self._lagged, Path(checkpoint))
         if checkpoint and self.attention.scope == "calibrated" and (file := Path(checkpoint) / HEADS_FILE).is_file():
             sets = json.loads(file.read_text(encoding="utf-8"))
             local_LH, global_LH = (torch.tensor(sets[name], device=self.args.device) for name in ("local", "global"))
@@ -184,17 +219,18 @@ class AttentionGRPOTrainer(GRPOTrainer):
 
     def _advantages(self, out: dict[str, Any]) -> Tensor:
         """advantage_BT of this rank's rollouts; (B, 1) where TRL's loss has one ratio a rollout: (B, T) would round."""
-        advantage_B = group_advantages(
-            self._rewards_BK,
-            self.reward_weights,
-            self._group_size,
-            combine="sum" if self.multi_objective_aggregation == COMBINE["sum"] else "decoupled",
-            scale=self.scale_rewards,  # type: ignore[arg-type]
-        )
+        combine = "sum" if self.multi_objective_aggregation == COMBINE["sum"] else "decoupled"
+        table = self._rewards_BK, self.reward_weights, self._group_size
+        how: Any = {"combine": combine, "scale": self.scale_rewards}
+        advantage_B, contribution_BK = group_advantages(*table, **how), contributions(*table, **how)
+        found = table_metrics(self._rewards_BK, contribution_BK, self._group_size, self.reward_func_names)
+        for name, value in found.items():
+            self.log_value(name, value)
         local, length = out["completion_ids"].shape
         start = self.accelerator.process_index * local
+        rows = slice(start, start + local)
         ones = advantage_B.new_ones(local, 1 if self.importance_sampling_level == "sequence" else length)
-        return apply_credit(advantage_B[start : start + local], ones)
+        return token_advantages(self, apply_credit(advantage_B[rows], ones), contribution_BK, rows)
 
     def _tool_mask_like(self, mask_BT: Tensor) -> Tensor:
         """1 for the policy's own tokens, 0 for those of tools and environments."""

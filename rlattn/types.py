@@ -1,6 +1,6 @@
 """The shapes that flow through rlattn. Legend: B rollouts, T completion tokens, K rewards."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,30 @@ class Rollout:
     """The task's row: every column of it, the gold answer included."""
     task: "Task"
     """The task the row comes from; `task.verify(completion, row)` judges an answer."""
+    group: int = 0
+    """The rollouts of one prompt share a number, over all ranks: a group may straddle them."""
+    note: Any = None
+    """What the reward's own `prepare` found out about this rollout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardBatch:
+    """This rank's rollouts of a generation batch, and what a reward's collective `prepare` may do with them.
+
+    `gather` and `generate` are collective: every rank calls them equally often, whatever its rollouts hold.
+    """
+
+    rollouts: tuple[Rollout, ...]
+    step: int
+    """Optimizer steps done so far."""
+    gather: "Callable[[list[Any]], list[Any]]"
+    """Values of this rank -> those of all ranks, in the order of the ranks."""
+    generate: "Callable[..., list[str]]"
+    """`generate(prompts, max_new_tokens=…, temperature=0.0, lagged_policy=False)`: one completion a prompt text, in one
+    batched call, from the current policy or from the one that is refreshed every `lag` steps (the reward's attribute).
+    """
+    log: "Callable[[str, float], None]"
+    """A metric of this step, by its full name; the same value on every rank."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlattn.advantages import fill_neutral, group_advantages
+from rlattn.advantages import (
+    apply_gates,
+    contributions,
+    fill_neutral,
+    group_advantages,
+    part_advantages,
+    restrict_to_tokens,
+    table_metrics,
+)
 
 NAN = float("nan")
 
@@ -58,3 +66,53 @@ def test_neutral_sits_at_its_groups_mean(rewards, silent, combine):
     assert filled[silent, 1].item() == pytest.approx(rewards_BK[others, 1].mean().item())
     assert torch.equal(filled[others], rewards_BK[others])
     assert group_advantages(filled, torch.ones(2, dtype=torch.float64), 4, combine=combine).isfinite().all()
+
+
+TABLES = st.lists(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=8, max_size=8)
+
+
+@given(table=TABLES, combine=st.sampled_from(["sum", "decoupled"]), scale=st.sampled_from(["group", "batch", "none"]))
+def test_contributions_add_up_to_the_advantage(table, combine, scale):
+    rewards_BK = torch.tensor(table, dtype=torch.float64)
+    weights_K = torch.tensor([1.0, 0.5, -0.3], dtype=torch.float64)
+    advantage_B = group_advantages(rewards_BK, weights_K, 4, combine=combine, scale=scale)
+    parts_BK = contributions(rewards_BK, weights_K, 4, combine=combine, scale=scale)
+    torch.testing.assert_close(parts_BK.sum(dim=1), advantage_B, atol=1e-6, rtol=1e-6)
+
+
+def test_a_gated_reward_counts_only_where_the_required_one_is_met():
+    rewards_BK = torch.tensor([[1.0, 0.5], [0.0, 0.5], [NAN, 0.5], [1.0, NAN], [0.0, NAN]])
+    gated = apply_gates(rewards_BK, {1: 0})[:, 1]
+    assert gated[:3].tolist() == [0.5, 0, 0]
+    assert gated[3:].isnan().all()  # neutral stays neutral
+
+
+def test_a_reward_confined_to_tokens_moves_only_their_advantage():
+    rewards_BK = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    weights_K = torch.ones(2)
+    advantage_BT = group_advantages(rewards_BK, weights_K, 4)[:, None].expand(-1, 3)
+    second_B = contributions(rewards_BK, weights_K, 4)[:, 1]
+    mask_BT = torch.tensor([[True, False, False]]).expand(4, -1)
+    confined = restrict_to_tokens(advantage_BT, second_B, mask_BT)
+    first_B = contributions(rewards_BK, weights_K, 4)[:, 0]
+    torch.testing.assert_close(confined[:, 1], first_B)
+    assert torch.equal(confined[:, 0], advantage_BT[:, 0])
+    assert torch.equal(restrict_to_tokens(advantage_BT, second_B, torch.ones_like(mask_BT)), advantage_BT)
+
+
+def test_a_part_is_compared_with_the_same_part_of_the_rollouts_still_alive():
+    values_BP = torch.tensor([[1.0, 2.0], [3.0, NAN], [2.0, 4.0], [2.0, NAN]])
+    scored = part_advantages(values_BP, 4)
+    assert scored[:, 0].tolist() == pytest.approx([-1.2246, 1.2246, 0, 0], abs=1e-3)
+    assert scored[:, 1].tolist() == pytest.approx([-0.7071, 0, 0.7071, 0], abs=1e-3)
+    assert part_advantages(torch.tensor([[1.0], [NAN]]), 2).tolist() == [[0], [0]]  # alone: nothing to compare with
+
+
+def test_table_metrics_name_spread_share_and_correlation():
+    rewards_BK = torch.tensor([[1.0, 0.0, 5.0], [0.0, 1.0, 5.0], [1.0, 0.0, 5.0], [0.0, 1.0, 5.0]])
+    parts_BK = contributions(rewards_BK, torch.tensor([3.0, 1.0, 1.0]), 4)
+    found = table_metrics(rewards_BK, parts_BK, 4, ["a", "b", "c"])
+    assert found["rewards/a/share"] == pytest.approx(0.75, rel=1e-3)
+    assert found["rewards/a/correlation/b"] == pytest.approx(-1)
+    assert found["rewards/c/group_std"] == 0
+    assert not any("correlation/c" in name for name in found)

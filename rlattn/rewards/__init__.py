@@ -1,6 +1,20 @@
 """Rewards: one number a rollout. One file a reward, one line here.
 
-A reward is a frozen dataclass; its fields are its options in a recipe (`rewards: {format: {weight: 0.2}}`).
+A reward is a dataclass; its fields are its options in a recipe (`rewards: {format: {weight: 0.2}}`). Besides `score` it
+may have:
+
+- `needs`: a tuple of `group` (statistics over a group, through `prepare`), `policy` (second rollouts), `environment`
+  (dialogues), `images`; said by `rlattn score`, which has none of them.
+- `prepare(batch: RewardBatch) -> list`: collective, once a generation batch on every rank, before `score`; one note a
+  rollout, which `score` finds as `rollout.note`.
+- `tokens(rollout) -> list[bool] | None`: the completion tokens it speaks for, all where None.
+- `parts(rollout) -> list[tuple[float | None, list[bool]]]`: values for stretches of the completion, such as turns, at
+  most `part_count` of them; each is compared with the same part of its group's other rollouts and adds
+  `part_weight` times that to the advantage of its tokens.
+- `lag`: it asks for second rollouts of a policy refreshed every `lag` steps.
+- `multiplier`: a factor of its weight that moves during the run.
+- `state_dict() -> dict` and `load_state_dict(state)`: plain JSON data that a checkpoint keeps, the same on every rank.
+- `bind(trainer)`: called once, before training.
 """
 
 import math
@@ -17,7 +31,7 @@ class Reward(Protocol):
     """What rlattn needs of a reward. A reward of your own: a class with this method, named by `python:` in a recipe."""
 
     def score(self, rollout: Rollout) -> float | None:
-        """The reward of one rollout. `None` is neutral: it neither pays nor costs, unlike 0."""
+        """The reward of one rollout. `None` is neutral: it neither pays nor costs, unlike 0. Pure."""
         ...
 
 

@@ -1,0 +1,184 @@
+"""Glue: what rewards need of the trainer: their collective calls, their moving weights, their state in a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from rlattn.advantages import part_advantages, restrict_to_tokens
+from rlattn.credit import schedule
+from rlattn.errors import UserError
+from rlattn.generation import generate_texts
+from rlattn.lagged import LaggedPolicy
+from rlattn.reward_functions import Guarded, RewardFunction
+from rlattn.types import RewardBatch, Rollout
+
+if TYPE_CHECKING:
+    from rlattn.trainer import AttentionGRPOTrainer
+
+STATE_FILE = "rewards.json"  # in a checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardOptions:
+    """How rewards are combined, beyond TRL's weights. Keys of the mappings are the rewards' names."""
+
+    requires: dict[str, str]
+    """Gated reward -> the reward that must be met (at least 1) for it to count."""
+    ramps: dict[str, tuple[float, float]]
+    """Reward -> warmup and decay of its weight, as shares of the run."""
+    max_failed_share: float = 0.5
+    """A run stops where a larger share of a batch's rollouts failed under one reward."""
+
+
+NO_OPTIONS = RewardOptions(requires={}, ramps={})
+
+
+def guard(function: Any) -> Any:
+    """A plain reward function that cannot end a run; models, coroutines and what is guarded already stay."""
+    import inspect
+
+    plain = callable(function) and not isinstance(function, torch.nn.Module | Guarded | str)
+    return Guarded(function) if plain and not inspect.iscoroutinefunction(function) else function
+
+
+def bind_rewards(trainer: AttentionGRPOTrainer) -> dict[int, LaggedPolicy]:
+    """Gives every reward its collective calls; the lagged policies they share, by how often these are refreshed.
+
+    Raises:
+        UserError: a reward cannot work in this trainer.
+    """
+    functions = [function for function in trainer.reward_funcs if isinstance(function, RewardFunction)]
+    lags = {function.reward.lag for function in functions if getattr(function.reward, "lag", None)}  # type: ignore[attr-defined]
+    policy: Any = trainer.accelerator.unwrap_model(trainer.model)
+    lagged = {lag: LaggedPolicy(policy, lag) for lag in sorted(lags)}
+    for function in functions:
+        reward: Any = function.reward
+        if hasattr(reward, "bind"):
+            reward.bind(trainer)
+        if (hasattr(reward, "tokens") or hasattr(reward, "parts")) and trainer.importance_sampling_level == "sequence":
+            raise UserError(
+                "trainer.importance_sampling_level",
+                f"sequence spreads every token's gradient over its rollout, and '{function.__name__}' names tokens.",
+                "Use token.",
+            )
+        function.batch_of = partial(_batch, trainer, lagged.get(getattr(reward, "lag", None) or 0))
+    return lagged
+
+
+def weights_now(trainer: AttentionGRPOTrainer, base_K: Tensor, options: RewardOptions) -> Tensor:
+    """weights_K of this step: the given ones, times their ramps, times what rewards such as a Lagrangian ask for."""
+    weights_K = base_K.clone()
+    for k, name in enumerate(trainer.reward_func_names):
+        warmup, decay = options.ramps.get(name, (0.0, 0.0))
+        weights_K[k] *= schedule(trainer.state.global_step, max(1, trainer.state.max_steps), warmup, decay)
+        weights_K[k] *= getattr(getattr(trainer.reward_funcs[k], "reward", None), "multiplier", 1.0)
+    return weights_K
+
+
+def check_failures(trainer: AttentionGRPOTrainer, rows: int, limit: float) -> dict[str, float]:
+    """`rewards/<name>/failed` of the batch, over all ranks. Collective.
+
+    Raises:
+        UserError: on every rank alike, where more than `limit` of the rollouts failed under one reward.
+    """
+    functions = trainer.reward_funcs
+    local_K = torch.tensor([[float(sum(getattr(f, "failed", []))) for f in functions]], device=trainer.args.device)
+    failed_K = trainer.accelerator.gather(local_K).sum(dim=0).tolist()
+    for function, name, failed in zip(functions, trainer.reward_func_names, failed_K, strict=True):
+        if failed / rows > limit:
+            problem = getattr(function, "problem", "")
+            said = f", here first with {problem}" if problem else ""
+            raise UserError(
+                f"rewards.{name}",
+                f"failed for {failed:.0f} of {rows} rollouts at step {trainer.state.global_step}{said}.",
+                "Mend it and start the same command again: it goes on from the last checkpoint.",
+            )
+    return {f"rewards/{name}/failed": n for name, n in zip(trainer.reward_func_names, failed_K, strict=True)}
+
+
+def token_advantages(
+    trainer: AttentionGRPOTrainer, advantage_BT: Tensor, contribution_BK: Tensor, rows: slice
+) -> Tensor:
+    """The advantages with every reward confined to the tokens it names, and with those of its parts added. Collective.
+
+    Args:
+        contribution_BK: of all ranks; `rows` are this rank's.
+    """
+    for k, function in enumerate(trainer.reward_funcs):
+        if not isinstance(function, RewardFunction):
+            continue
+        if hasattr(function.reward, "tokens"):
+            mask_BT = _padded(function.token_masks, advantage_BT)
+            advantage_BT = restrict_to_tokens(advantage_BT, contribution_BK[rows, k], mask_BT)
+        if hasattr(function.reward, "parts"):
+            reward: Any = function.reward
+            values_BP = advantage_BT.new_full((len(advantage_BT), reward.part_count), torch.nan)
+            for row, parts in enumerate(function.parts):
+                for p, (value, _) in enumerate(parts):
+                    values_BP[row, p] = torch.nan if value is None else value
+            scored_BP = part_advantages(trainer.accelerator.gather(values_BP), trainer._group_size)[rows]
+            for p in range(reward.part_count):
+                masks = [parts[p][1] if p < len(parts) else [] for parts in function.parts]
+                mask_BT = _padded(masks, advantage_BT, missing=False)
+                advantage_BT = advantage_BT + reward.part_weight * scored_BP[:, p, None] * mask_BT
+    return advantage_BT
+
+
+def save_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy], folder: Path) -> None:
+    """The state of rewards and lagged policies, into a checkpoint. One rank only: it is the same on all."""
+    states = {
+        name: function.reward.state_dict()  # type: ignore[attr-defined]
+        for name, function in zip(trainer.reward_func_names, trainer.reward_funcs, strict=True)
+        if isinstance(function, RewardFunction) and hasattr(function.reward, "state_dict")
+    }
+    if states:
+        (folder / STATE_FILE).write_text(json.dumps(states), encoding="utf-8")
+    for every, policy in lagged.items():
+        policy.save(folder / f"lagged-{every}.safetensors")
+
+
+def load_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy], folder: Path) -> None:
+    file = folder / STATE_FILE
+    states = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name, function in zip(trainer.reward_func_names, trainer.reward_funcs, strict=True):
+        if name in states and isinstance(function, RewardFunction) and hasattr(function.reward, "load_state_dict"):
+            function.reward.load_state_dict(states[name])
+    for every, policy in lagged.items():
+        if (folder / f"lagged-{every}.safetensors").is_file():
+            policy.load(folder / f"lagged-{every}.safetensors")
+
+
+def _batch(trainer: AttentionGRPOTrainer, lagged: LaggedPolicy | None, rollouts: Sequence[Rollout]) -> RewardBatch:
+    first = trainer.accelerator.process_index * len(rollouts)
+
+    def generate(prompts: list[str], *, lagged_policy: bool = False, **settings: Any) -> list[str]:
+        return generate_texts(trainer, prompts, lagged=lagged if lagged_policy else None, **settings)
+
+    gather: Callable[[list[Any]], list[Any]] = gather_object
+    return RewardBatch(
+        rollouts=tuple(
+            replace(rollout, group=(first + index) // trainer._group_size) for index, rollout in enumerate(rollouts)
+        ),
+        step=trainer.state.global_step,
+        gather=gather,
+        generate=generate,
+        log=trainer.log_value,
+    )
+
+
+def _padded(masks: Sequence[list[bool] | None], like_BT: Tensor, missing: bool = True) -> Tensor:
+    """mask_BT, bool: True throughout a row of None; `missing` past the end of a row."""
+    mask_BT = torch.ones_like(like_BT, dtype=torch.bool) if missing else torch.zeros_like(like_BT, dtype=torch.bool)
+    for row, mask in enumerate(masks):
+        if mask:
+            mask_BT[row, : len(mask)] = torch.tensor(mask, dtype=torch.bool, device=mask_BT.device)
+    return mask_BT

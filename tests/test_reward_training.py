@@ -1,0 +1,218 @@
+"""Rewards inside real GRPO steps: failures, second rollouts, moving weights, token masks, state in checkpoints."""
+
+import time
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from test_trl_contract import policy  # noqa: F401
+from trl import GRPOConfig
+
+from rlattn import AttentionGRPOTrainer
+from rlattn.data import train_data
+from rlattn.errors import UserError
+from rlattn.recipe import Policy
+from rlattn.reward_functions import RewardFunction
+from rlattn.reward_glue import RewardOptions
+from rlattn.rewards import REWARDS
+from rlattn.tasks import Arithmetic
+
+
+def trained(policy, tmp_path, rewards, *, trainer_class=AttentionGRPOTrainer, resume=False, options=None, **settings):  # noqa: F811
+    from transformers import AutoTokenizer
+
+    task, tokenizer = Arithmetic(terms=(3, 3), train_rows=32), AutoTokenizer.from_pretrained(policy)
+    torch.manual_seed(0)
+    timeouts = {name: reward.timeout for name, reward in rewards.items() if hasattr(reward, "timeout")}
+    trainer = trainer_class(
+        model=str(policy),
+        reward_funcs=[RewardFunction(n, r, task, tokenizer, {}, timeouts.get(n)) for n, r in rewards.items()],
+        args=GRPOConfig(
+            output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, logging_steps=1,
+            gradient_checkpointing=False, learning_rate=1e-2, num_generations=4, per_device_train_batch_size=8,
+            max_completion_length=24, **{"max_steps": 2, "save_strategy": "no", **settings},
+        ),
+        train_dataset=train_data(task, Policy(path=str(policy))),
+        processing_class=tokenizer,
+        **({"reward_options": options} if options else {}),
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def weights(trainer):
+    return torch.cat([value.flatten() for value in trainer.model.state_dict().values()])
+
+
+class Parity:
+    def score(self, rollout):
+        return float(sum(rollout.completion_ids) % 2)
+
+
+class Failing:
+    """Fails for the first rollouts of every group of four."""
+
+    def __init__(self, count, how=ZeroDivisionError):
+        self.count, self.how, self.calls = count, how, 0
+
+    def score(self, rollout):
+        self.calls += 1
+        if (self.calls - 1) % 4 < self.count:
+            raise self.how("boom")
+        return 1.0
+
+
+def test_failures_are_counted_neutral_and_end_a_run_only_in_numbers(policy, tmp_path):  # noqa: F811
+    trainer = trained(policy, tmp_path, {"parity": Parity(), "shaky": Failing(2)})
+    log = trainer.state.log_history[0]
+    assert log["rewards/shaky/failed"] == 4
+    assert log["rewards/parity/failed"] == 0
+    assert log["rewards/shaky/group_std"] == 0  # neutral is the mean of the rest
+    plain = trained(policy, tmp_path, {"parity": Parity()})
+    assert torch.equal(weights(trainer), weights(plain))
+    with pytest.raises(UserError, match=r"rewards\.shaky: failed for 6 of 8 rollouts at step 0, here first with Zero"):
+        trained(policy, tmp_path, {"parity": Parity(), "shaky": Failing(3)})
+    trained(policy, tmp_path, {"shaky": Failing(3)}, options=RewardOptions(requires={}, ramps={}, max_failed_share=1))
+
+
+@dataclass
+class Hanging:
+    timeout: float = 0.5
+
+    def score(self, rollout):
+        if rollout.completion_ids[-1] % 2:
+            time.sleep(60)
+        return 1.0
+
+
+@dataclass
+class Dying:
+    timeout: float = 5
+
+    def score(self, rollout):
+        import os
+
+        os._exit(3)
+
+
+def test_a_score_that_hangs_or_ends_its_process_costs_only_itself():
+    from rlattn.rewards.worker import ScoreWorker
+    from rlattn.types import Rollout
+
+    def rollout(token):
+        return Rollout(prompt="", prompt_text="", completion="", completion_ids=(token,), row={}, task=None)
+
+    worker = ScoreWorker(Hanging(), 0.5)
+    assert worker.score([rollout(2), rollout(3), rollout(4)]) == [(1, ""), (None, "took longer than 0.5 s"), (1, "")]
+    worker.stop()
+    worker = ScoreWorker(Dying(), 5)
+    assert worker.score([rollout(2)]) == [(None, "ended its process")]
+    worker.stop()
+
+
+@dataclass
+class Second:
+    """Asks for second rollouts and keeps them, with a state for the checkpoint."""
+
+    lag: int = 2
+    seen: list = field(default_factory=list)
+    total: int = 0
+
+    def prepare(self, batch):
+        prompts = [rollout.prompt_text for rollout in batch.rollouts]
+        old = batch.generate(prompts, max_new_tokens=6, lagged_policy=True)
+        now = batch.generate(prompts, max_new_tokens=6)
+        self.seen.append((batch.step, old, now))
+        self.total += len(batch.gather([1] * len(prompts)))
+        batch.log("second/same", float(old == now))
+        return old
+
+    def score(self, rollout):
+        return float(len(rollout.note) % 3) if rollout.note is not None else None
+
+    def state_dict(self):
+        return {"total": self.total}
+
+    def load_state_dict(self, state):
+        self.total = state["total"]
+
+
+class LogOnly(Second):
+    def score(self, rollout):
+        return 1.0
+
+
+def test_second_rollouts_come_from_the_lagged_or_the_current_policy_and_leave_training_alone(policy, tmp_path):  # noqa: F811
+    reward = LogOnly()
+    trainer = trained(policy, tmp_path, {"parity": Parity(), "second": reward}, max_steps=4)
+    same = [old == now for _, old, now in reward.seen]
+    assert same == [True, False, True, False]  # refreshed at steps 0, 2, 4
+    assert reward.seen[0][1] == reward.seen[1][1] or reward.seen[0][2] != reward.seen[1][2]
+    assert [log["second/same"] for log in trainer.state.log_history[:4]] == [1, 0, 1, 0]
+    plain = trained(policy, tmp_path / "plain", {"parity": Parity()}, max_steps=4)
+    assert torch.equal(weights(trainer), weights(plain))
+
+
+def test_state_and_lagged_weights_survive_a_resume(policy, tmp_path):  # noqa: F811
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    whole = LogOnly(lag=3)
+    trained(policy, tmp_path / "a", {"parity": Parity(), "second": whole}, max_steps=3)
+    trained(policy, tmp_path / "b", {"parity": Parity(), "second": LogOnly(lag=3)}, **{**saving, "max_steps": 2})
+    resumed = LogOnly(lag=3)
+    trained(policy, tmp_path / "b", {"parity": Parity(), "second": resumed}, resume=True, **saving)
+    assert resumed.total == whole.total == 24
+    # the policy of step 0 writes the same text about the same prompts, whenever it is asked
+    assert resumed.seen[0][0] == 2
+    assert resumed.seen[0][1] != resumed.seen[0][2]
+
+
+class Moving(Parity):
+    multiplier = 0.0
+
+
+def test_ramps_gates_and_multipliers_move_the_weight(policy, tmp_path):  # noqa: F811
+    options = RewardOptions(requires={}, ramps={"parity": (1.0, 0.0)})
+    trainer = trained(policy, tmp_path, {"parity": Parity(), "moving": Moving()}, options=options)
+    assert [log["rewards/parity/weight"] for log in trainer.state.log_history[:2]] == [0, 0.5]
+    assert trainer.state.log_history[0]["rewards/moving/weight"] == 0
+    gates = RewardOptions(requires={"parity": "accuracy"}, ramps={})
+    gated = trained(policy, tmp_path, {"parity": Parity(), "accuracy": REWARDS["accuracy"]()}, options=gates)
+    assert gated.state.log_history[0]["rewards/parity/mean"] <= gated.state.log_history[0]["rewards/accuracy/mean"]
+
+
+class FirstHalf(Parity):
+    def tokens(self, rollout):
+        length = len(rollout.completion_ids)
+        return [place < length // 2 for place in range(length)]
+
+
+class Turns(Parity):
+    part_count, part_weight = 2, 0.5
+
+    def parts(self, rollout):
+        length = len(rollout.completion_ids)
+        return [(float(rollout.completion_ids[0]), [place < 3 for place in range(length)])]
+
+
+def test_rewards_that_name_tokens_move_only_their_advantage(policy, tmp_path):  # noqa: F811
+    seen = []
+
+    class Spy(AttentionGRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            seen.append((inputs["advantages"], inputs["completion_mask"]))
+            return super()._compute_loss(model, inputs)
+
+    trained(policy, tmp_path, {"half": FirstHalf()}, trainer_class=Spy, max_steps=1)
+    advantage_BT, mask_BT = seen.pop()
+    for advantage_T, mask_T in zip(advantage_BT, mask_BT):
+        half = int(mask_T.sum()) // 2
+        assert (advantage_T[:half] == advantage_T[0]).all()
+        torch.testing.assert_close(advantage_T[half : int(mask_T.sum())].abs().max(), torch.tensor(0.0))
+    assert advantage_BT.abs().max() > 0
+    trained(policy, tmp_path, {"parity": Parity()}, trainer_class=Spy, max_steps=1)
+    trained(policy, tmp_path, {"turns": Turns()}, trainer_class=Spy, max_steps=1)
+    (plain_BT, _), (turns_BT, _) = seen
+    difference_BT = (turns_BT - plain_BT).sort(dim=0).values  # TRL shuffles rows
+    assert difference_BT.shape == plain_BT.shape
+    assert torch.equal(turns_BT[:, 3:], plain_BT[:, 3:])
+    assert not torch.equal(turns_BT[:, :3], plain_BT[:, :3])
