@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,12 +36,12 @@ def finish(setup: Setup, after: Evaluation | None, result: Any, seconds: float) 
         "seconds": round(seconds, 1),
         "tokens": tokens,
         "before": {k.removeprefix("eval/"): v for k, v in before.items() if k.startswith("eval/")} if before else None,
-        "after": asdict(after) if after else None,
+        "after": after.flat() if after else None,
     }
     write_text(run / "summary.json", json.dumps(summary, indent=2))  # the control may be interrupted
     if recipe.policy.supervised_control:
         write_report(run)
-        summary["supervised_control"] = asdict(supervised_control(setup, tokens))
+        summary["supervised_control"] = supervised_control(setup, tokens).flat()
     write_text(run / "summary.json", json.dumps(summary, indent=2))
     report = write_report(run)
     say(closing_words(recipe, summary, report))
@@ -75,7 +74,7 @@ def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
             progress=lambda done, of, loss: update(done, f"loss {loss:.3f}"),
         )
     batch = number(recipe, "per_device_eval_batch_size", 8)
-    totals, _ = score_greedy(
+    outcomes, _ = score_greedy(
         partial(greedy_hf, model, tokenizer, max_new_tokens=number(recipe, "max_completion_length", 512)),
         tokenizer,
         setup.task,
@@ -85,7 +84,7 @@ def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
         filler=setup.examples[0],
         template_kwargs=template_kwargs(recipe),
     )
-    return summarise(totals)
+    return summarise(outcomes)
 
 
 def closing_words(recipe: Recipe, summary: dict[str, Any], report: Path) -> str:
@@ -120,4 +119,4 @@ def _short(text: str) -> str:
 
 def _evaluation_words(values: dict[str, Any]) -> str:
     names = Evaluation.__dataclass_fields__
-    return str(Evaluation(**{name: values[name] for name in names}))
+    return str(Evaluation(**{name: values[name] for name in names if name in values}))

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any, TypedDict
 
-import torch
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from rlattn.generation import generate_greedy
@@ -25,6 +26,15 @@ class Example(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one held-out row."""
+
+    right: float
+    tokens: int
+    measured: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Greedy pass@1 on held-out rows, with its 95 % Wilson interval."""
 
@@ -34,13 +44,20 @@ class Evaluation:
     rows: int
     mean_length: float
     """Tokens a completion."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Means of the task's own metrics."""
 
     def __str__(self) -> str:
         low, high = 100 * self.low, 100 * self.high
         return f"{100 * self.accuracy:.1f} % (95 % interval {low:.1f} to {high:.1f}, n = {self.rows:.0f})"
 
     def metrics(self) -> dict[str, float]:
-        return {f"eval_{key}": float(value) for key, value in asdict(self).items()}
+        return {f"eval_{key}": float(value) for key, value in self.flat().items()}
+
+    def flat(self) -> dict[str, float]:
+        """Every number by its name, the task's own beside ours."""
+        values = asdict(self)
+        return {**values.pop("measured"), **values}
 
 
 def evaluate(
@@ -52,7 +69,7 @@ def evaluate(
     the same numbers. Cost: one greedy completion a row. The training RNG is left as it was.
     """
     rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    totals, kept = score_greedy(
+    outcomes, kept = score_greedy(
         lambda prompt_ids: generate_greedy(trainer, prompt_ids),
         trainer._tokenizer,
         task,
@@ -63,7 +80,7 @@ def evaluate(
         template_kwargs=trainer.chat_template_kwargs,  # type: ignore[arg-type]
         samples=samples,
     )
-    return summarise(trainer.accelerator.reduce(totals.to(trainer.accelerator.device), "sum")), kept
+    return summarise(gather_object(outcomes)), kept
 
 
 def score_greedy(
@@ -77,12 +94,13 @@ def score_greedy(
     filler: Example,
     template_kwargs: dict[str, Any],
     samples: int = 0,
-) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """Totals (right answers, completion tokens, rows) of one rank's rows, and its first `samples` completions.
+) -> tuple[list[Outcome], list[dict[str, Any]]]:
+    """What came of each of one rank's rows, and its first `samples` completions.
 
     `calls`: how often to generate; a rank out of rows completes `filler`, as collective generation needs every rank.
     """
-    totals = torch.zeros(3)
+    measure: Callable[[str, Row], dict[str, float]] = getattr(task, "metrics", lambda completion, row: {})
+    outcomes: list[Outcome] = []
     kept: list[dict[str, Any]] = []
     for start in range(0, calls * batch_size, batch_size):
         part = examples[start : start + batch_size]
@@ -90,18 +108,26 @@ def score_greedy(
         for example, ids in zip(part, generate(prompts), strict=False):
             text = decode(tokenizer, ids)
             right = task.verify(text, example["row"])
-            totals += torch.tensor([right, len(ids), 1.0])
+            outcomes.append(Outcome(right=right, tokens=len(ids), measured=measure(text, example["row"])))
             if len(kept) < samples:
                 prompt = render_text(tokenizer, example["prompt"], template_kwargs)
                 kept.append({"prompt": prompt, "completion": text, "gold": task.gold(example["row"]), "score": right})
-    return totals, kept
+    return outcomes, kept
 
 
-def summarise(totals: torch.Tensor) -> Evaluation:
-    """From totals (right answers, completion tokens, rows) to shares and the interval."""
-    right, tokens, rows = totals.tolist()
-    low, high = wilson_interval(right, int(rows))
-    return Evaluation(accuracy=right / rows, low=low, high=high, rows=int(rows), mean_length=tokens / rows)
+def summarise(outcomes: Sequence[Outcome]) -> Evaluation:
+    """From what came of every row to shares and the interval."""
+    right, rows = sum(outcome.right for outcome in outcomes), len(outcomes)
+    low, high = wilson_interval(right, rows)
+    names = sorted({name for outcome in outcomes for name in outcome.measured})
+    return Evaluation(
+        accuracy=right / rows,
+        low=low,
+        high=high,
+        rows=rows,
+        mean_length=fmean(outcome.tokens for outcome in outcomes),
+        measured={name: fmean(o.measured[name] for o in outcomes if name in o.measured) for name in names},
+    )
 
 
 def wilson_interval(right: float, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,6 +104,15 @@ def check_failures(trainer: AttentionGRPOTrainer, rows: int, limit: float) -> di
                 "Mend it and start the same command again: it goes on from the last checkpoint.",
             )
     return {f"rewards/{name}/failed": n for name, n in zip(trainer.reward_func_names, failed_K, strict=True)}
+
+
+def measured(
+    measure: Callable[[str, Any], dict[str, float]], completions: Sequence[str], rows: Sequence[Any]
+) -> dict[str, float]:
+    """The mean of every number that `measure` gives, over the rollouts of all ranks that have it. Collective."""
+    found = gather_object([measure(text, row) for text, row in zip(completions, rows, strict=True)])
+    names = sorted({name for numbers in found for name in numbers})
+    return {name: fmean(numbers[name] for numbers in found if name in numbers) for name in names}
 
 
 def token_advantages(

@@ -91,6 +91,7 @@ def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrid
         callbacks=callbacks,
         stop_strings=recipe.policy.stop_strings,
         reward_options=reward_options(recipe),
+        measure=getattr(setup.task, "metrics", None),
         credit=build_credit(recipe),
         attention=recipe.attention,
         credit_options=recipe.credit.applied if recipe.credit else None,

@@ -16,6 +16,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from rlattn.advantages import apply_gates, contributions, fill_neutral, group_advantages, table_metrics
 from rlattn.attention.capture import Capture, batch_heads, capture
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
+from rlattn.prompts import decode
 from rlattn.reward_glue import (
     NO_OPTIONS,
     RewardOptions,
@@ -23,6 +24,7 @@ from rlattn.reward_glue import (
     check_failures,
     guard,
     load_rewards,
+    measured,
     save_rewards,
     token_advantages,
     weights_now,
@@ -52,6 +54,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         attention: what the rule's signals are read from.
         credit_options: sign and schedule of the weights.
         reward_options: gates and ramps of the rewards, and how many failures are borne.
+        measure: numbers about a completion and its row, logged as `task/<name>`: a task's own `metrics`.
         stop_strings: texts that end a completion, besides the end-of-sequence token (transformers generation).
     """
 
@@ -63,6 +66,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         credit_options: CreditOptions | None = None,
         reward_options: RewardOptions = NO_OPTIONS,
         stop_strings: tuple[str, ...] = (),
+        measure: Callable[[str, Any], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -76,6 +80,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self.attention = attention or AttentionOptions()
         self.credit_options = credit_options or CreditOptions()
         self.reward_options = reward_options
+        self.measure = measure
         self.stop_strings = tuple(stop_strings)
         self._base_weights_K = self.reward_weights
         self._lagged = bind_rewards(self)
@@ -97,6 +102,10 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self.reward_weights = weights_now(self, self._base_weights_K, options)
         for name, weight in zip(names, self.reward_weights.tolist(), strict=True):
             log(f"rewards/{name}/weight", weight)
+        if self.measure:
+            texts = [decode(self._tokenizer, ids) for ids in completion_ids_list]
+            for name, value in measured(self.measure, texts, [example["row"] for example in inputs]).items():
+                log(f"task/{name}", value)
         return self._rewards_BK
 
     def log_value(self, name: str, value: float) -> None:

@@ -229,3 +229,17 @@ def test_trackers_receive_the_run(tmp_path):
     assert list((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
     assert list((tmp_path / "run/tensorboard").rglob("events.out.*"))
     assert list((tmp_path / "trackio").rglob("mine*"))
+
+
+def test_a_tasks_own_metrics_are_logged_in_training_and_evaluation(tmp_path):
+    (tmp_path / "wordy.py").write_text(
+        "from rlattn.tasks import Arithmetic\n"
+        "class Wordy(Arithmetic):\n"
+        "    def metrics(self, completion, row): return {'words': float(len(completion.split()))}\n"
+    )
+    task = "task={python: 'wordy:Wordy', terms: [3, 3], eval_rows: 8}"
+    result = rlattn("train", "quickstart", *SMALL, task, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = metrics(tmp_path)
+    assert rows[0]["eval/words"] > 1
+    assert all(row["task/words"] > 1 for row in rows[1:])

@@ -17,7 +17,11 @@ Split = Literal["train", "eval"]
 
 @runtime_checkable
 class Task(Protocol):
-    """What rlattn needs of a task. Your own: a dataclass with these methods, named by `python:` in a recipe."""
+    """What rlattn needs of a task. Your own: a dataclass with these methods, named by `python:` in a recipe.
+
+    It may also have `metrics(completion, row) -> dict[str, float]`: numbers about a completion besides its being right.
+    Their means are logged as `task/<name>` in training and `eval/<name>` on held-out rows.
+    """
 
     def rows(self, split: Split) -> Iterable[Row]:
         """The rows of a split: a list of dicts, a `datasets.Dataset` or a `datasets.IterableDataset`.
