@@ -48,5 +48,5 @@ def average_maps(
         model.set_attn_implementation(implementation)
         for hook in hooks:
             hook.remove()
-    maps_LHTT = torch.stack([found[layer] for layer in layers])
-    return [maps_LHTT[heads_LH].mean(dim=0).cpu() for heads_LH in head_sets]
+    maps_LHTT = torch.stack([found[layer] for layer in layers]).cpu()
+    return [maps_LHTT[heads_LH.cpu()].mean(dim=0) for heads_LH in head_sets]
