@@ -151,6 +151,49 @@ def export(
 
 
 @app.command()
+def inspect(
+    model: Annotated[str, typer.Option(help="A decoder-only model: a local folder or a hub id.")],
+    prompt: Annotated[str | None, typer.Option(help="A prompt.")] = None,
+    response: Annotated[str | None, typer.Option(help="What followed it; else the model writes it, greedily.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Instead: jsonl with `prompt` and `response` (or `completion`) a line.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for inspect.json, rhythm.png and heads.png.")] = Path("inspect"),
+    layers: Annotated[
+        str | None, typer.Option(help="Layers to read, from 0: 12,15,18. Else five of the middle third.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="W of WAAD, in tokens.")] = 10,
+    horizon: Annotated[tuple[int, int], typer.Option(help="How much later FAI looks, in tokens.")] = (10, 100),
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--plain", help="Put the prompt into the chat template, or not. Default: where there is one."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a response that the model writes.")] = 256,
+) -> None:
+    """Show the rhythm of a text: what a model's attention says about its tokens."""
+    from rlattn.hub import go_offline_if_unreachable
+    from rlattn.inspection.inputs import attention_options, check_model_path, make_folder, texts_of
+    from rlattn.paths import expanded
+
+    texts = texts_of(prompt, response, data)
+    options = attention_options(layers, window, horizon)
+    check_model_path(model)
+    make_folder(output)
+    if not expanded(model).is_dir():
+        go_offline_if_unreachable()
+    _quiet()
+    from rlattn.inspection.report import make_report, write_outputs
+    from rlattn.inspection.rhythm import read_rhythms
+    from rlattn.inspection.terminal import show
+
+    reading = read_rhythms(model, texts, chat=chat, options=options, max_new_tokens=max_new_tokens)
+    report = make_report(reading, model, options)
+    show(report, write_outputs(report, output), model)
+
+
+@app.command()
 def recipes() -> None:
     """The shipped recipes, one line each."""
     from rlattn.paths import shipped_dir

@@ -37,10 +37,15 @@ def check_row(row: Row, where: str) -> None:
         raise UserError("task", f"{where} is no dict but {type(row).__name__}.", "Expected a dict with `prompt`.")
     if "prompt" not in row:
         raise UserError("task", f"{where} has no 'prompt', only {', '.join(map(str, row))}.", "See the README.")
-    prompt = row["prompt"]
-    messages = isinstance(prompt, list) and bool(prompt) and all(_is_message(message) for message in prompt)
-    if not messages and not (isinstance(prompt, str) and prompt.strip()):
+    if not is_prompt(row["prompt"]):
         raise UserError("task", f"{where}: its prompt is neither text nor chat messages.", "Expected one of them.")
+
+
+def is_prompt(value: object) -> bool:
+    """Text that is not blank, or chat messages."""
+    if isinstance(value, list):
+        return bool(value) and all(_is_message(message) for message in value)
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _is_message(message: object) -> bool:

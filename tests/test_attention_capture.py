@@ -24,6 +24,9 @@ ARCHITECTURES = {
     "gpt_oss": {"head_dim": 8, "sliding_window": 6, "num_local_experts": 2, "num_experts_per_tok": 1},
     "smollm3": {},
     "granite": {},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},  # learned positions, no rotary ones
+    "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128},
 }
 WINDOW, HORIZON = 3, (2, 6)
 
@@ -33,7 +36,7 @@ def build(model_type: str, implementation: str, dtype=torch.float32, **changes):
     config = AutoConfig.for_model(model_type, **{**TINY, **ARCHITECTURES.get(model_type, {}), **changes})
     model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=dtype).eval()
     for name, parameter in model.named_parameters():
-        if "sinks" in name or "q_proj" in name or "k_proj" in name or "qkv_proj" in name:
+        if "sinks" in name or "q_proj" in name or "k_proj" in name or "qkv_proj" in name or "c_attn" in name:
             parameter.data.normal_(std=0.3)  # peaked attention, and sinks that take their share
     return model
 

@@ -53,7 +53,9 @@ def test_it_runs_from_an_empty_folder(installed, tmp_path):
     assert (tmp_path / "runs/quickstart/model/model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("command", ["", "train", "check", "recipes", "score", "export", "bench", "bench step"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "check", "recipes", "score", "inspect", "export", "bench", "bench step"]
+)
 def test_every_command_has_help(command, tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "rlattn.cli", *command.split(), "--help"], cwd=tmp_path, capture_output=True, text=True
@@ -77,7 +79,7 @@ def test_what_must_be_quick_imports_neither_torch_nor_trl(command, tmp_path):
 def test_pure_modules_need_torch_and_nothing_else(tmp_path):
     code = (
         "import sys\nimport rlattn.advantages, rlattn.rewards, rlattn.types\n"
-        "import rlattn.attention.metrics, rlattn.attention.heads, rlattn.credit\n"
+        "import rlattn.attention.metrics, rlattn.attention.heads, rlattn.attention.rhythm_stats, rlattn.credit\n"
         "assert not {'trl', 'transformers', 'datasets', 'accelerate'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

@@ -90,10 +90,11 @@ def capture(
         stop_after_last: end the forward after the last chosen layer (the caller's forward returns nothing).
     """
     decoder = text_decoder(model)
-    chosen = options.layers or choose_layers(len(decoder.layers), attention_layers(decoder))
-    if max(chosen) >= len(decoder.layers):
-        raise ValueError(f"attention.layers: the model has layers 0 to {len(decoder.layers) - 1}, got {list(chosen)}")
-    modules = {id(m): i for i, layer in enumerate(decoder.layers) for m in layer.modules() if hasattr(m, "layer_idx")}
+    layers = decoder_layers(decoder)
+    chosen = options.layers or choose_layers(len(layers), attention_layers(decoder))
+    if max(chosen) >= len(layers):
+        raise ValueError(f"attention.layers: the model has layers 0 to {len(layers) - 1}, got {list(chosen)}")
+    modules = {id(m): i for i, layer in enumerate(layers) for m in layer.modules() if hasattr(m, "layer_idx")}
     key = decoder.config._attn_implementation
     result = Capture(layers=chosen, attention_mask_BN=attention_mask_BN, response_mask_BN=response_mask_BN)
     original = ALL_ATTENTION_FUNCTIONS.get(key)
@@ -160,9 +161,17 @@ def rhythm_signals(
             output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         except _Reached:
             output = None
-    entropy_BN = _entropy(output.logits, response_mask) if entropy and output is not None else None
+    entropy_BN = token_entropy(output.logits, response_mask) if entropy and output is not None else None
     heads = None if options.scope == "sequence" else batch_heads(captured.metrics()[0], options.share)
     return captured.signals(share=options.share, heads=heads, entropy_BN=entropy_BN)
+
+
+def token_entropy(logits_BNV: Tensor, response_mask_BN: Tensor) -> Tensor:
+    """Nats, of the distribution each response token was drawn from (one position earlier); NaN elsewhere."""
+    drawn_from = logits_BNV[:, :-1].float().log_softmax(dim=-1)
+    entropy_BN = torch.full(response_mask_BN.shape, torch.nan, device=logits_BNV.device)
+    entropy_BN[:, 1:] = -(drawn_from.exp() * drawn_from).sum(dim=-1)
+    return entropy_BN.masked_fill(~response_mask_BN.bool(), torch.nan)
 
 
 def batch_heads(span_BLH: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -179,9 +188,14 @@ def text_decoder(model: nn.Module) -> Any:
     """The stack of decoder layers that makes text, whatever wraps it."""
     base: Any = getattr(model, "get_base_model", lambda: model)()
     decoder: Any = base.get_decoder() if hasattr(base, "get_decoder") else base
-    if not hasattr(decoder, "layers"):
+    if decoder_layers(decoder) is None:
         raise ValueError(f"{type(base).__name__} has no stack of decoder layers to read attention from")
     return decoder
+
+
+def decoder_layers(decoder: Any) -> Any:
+    """The layers of a decoder, first to last: `layers`, or GPT-2's `h`."""
+    return getattr(decoder, "layers", getattr(decoder, "h", None))
 
 
 def attention_layers(decoder: Any) -> tuple[int, ...]:
@@ -200,11 +214,3 @@ def _tensors(metrics: AttentionMetrics) -> tuple[Tensor, Tensor, Tensor]:
 def _eager_of(module: nn.Module) -> Callable[..., Any]:
     # Eager attention is not in the registry: each model file has its own.
     return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
-
-
-def _entropy(logits_BNV: Tensor, response_mask_BN: Tensor) -> Tensor:
-    """Nats, of the distribution each response token was drawn from (one position earlier); NaN elsewhere."""
-    drawn_from = logits_BNV[:, :-1].float().log_softmax(dim=-1)
-    entropy_BN = torch.full(response_mask_BN.shape, torch.nan, device=logits_BNV.device)
-    entropy_BN[:, 1:] = -(drawn_from.exp() * drawn_from).sum(dim=-1)
-    return entropy_BN.masked_fill(~response_mask_BN.bool(), torch.nan)

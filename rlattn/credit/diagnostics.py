@@ -22,21 +22,18 @@ anchors, no attention captured): leave it out of averages. The ranges in bracket
 - `credit/nonfinite_rows`: rollouts whose signals are not finite where they must be, or whose weights (of a user's
   rule) are negative or not finite; they get weight 1 [0].
 
-A peak is a token among the top fifth of its response: with a fifth, chance for the last but one is 1 − 0.8² = 0.36, as
-the paper's 0.369 suggests (it does not state its threshold).
+A peak is a token among the top fifth of its response (`selection.peaks`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlattn.credit.selection import delta, shift, top_fraction
+from rlattn.credit.selection import at_or_after, delta, peaks, top_fraction
 from rlattn.types import Signals
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-PEAKS = 0.2
 
 
 def diagnose(
@@ -64,8 +61,8 @@ def diagnose(
     sound_BN = mask_BN & ~failed_B[:, None]
     anchors_BN = top_fraction(signals.fai_BN, sound_BN, fraction)
     preplans_BN = top_fraction(delta(signals.waad_BN, sound_BN), sound_BN, fraction)
-    waad_peaks_BN = top_fraction(signals.waad_BN, sound_BN, PEAKS)
-    fai_peaks_BN = top_fraction(signals.fai_BN, sound_BN, PEAKS)
+    waad_peaks_BN = peaks(signals.waad_BN, sound_BN)
+    fai_peaks_BN = peaks(signals.fai_BN, sound_BN)
     metrics = {
         "mean": weights_M.mean(),
         "max": weights_M.max(),
@@ -74,7 +71,7 @@ def diagnose(
         "effective_tokens": total**2 / (count * (weights_M**2).sum()),
         "share_undefined": undefined_BN[mask_BN].float().mean(),
         "anchor_preplan_overlap": preplans_BN[anchors_BN].float().mean(),
-        "fai_waad_coupling": (waad_peaks_BN | shift(waad_peaks_BN, 1, False))[fai_peaks_BN].float().mean(),
+        "fai_waad_coupling": at_or_after(waad_peaks_BN)[fai_peaks_BN].float().mean(),
         "nonfinite_rows": failed_B.sum().float(),
     }
     if signals.entropy_BN is not None:

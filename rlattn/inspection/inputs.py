@@ -1,0 +1,220 @@
+"""What `rlattn inspect` reads: texts and a model, checked as far as can be before any weight is loaded.
+
+`texts_of` and `check_model_path` import nothing heavy; the others need transformers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlattn.errors import UserError, describe, did_you_mean
+from rlattn.paths import expanded, is_there
+from rlattn.recipe import TINY_POLICY
+from rlattn.rows import is_prompt
+from rlattn.tasks.files import data_files, is_hub_id, read_rows
+from rlattn.types import AttentionOptions, Messages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+RESPONSE_COLUMNS = ("response", "completion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A prompt and what followed it."""
+
+    where: str
+    """Where it comes from, for messages: `--prompt`, or a file and row."""
+    prompt: str | Messages
+    response: str | None
+    """None: the model is to write it."""
+
+
+def texts_of(prompt: str | None, response: str | None, data: Path | None) -> list[Text]:
+    """The texts of `--prompt` and `--response`, or of `--data`; at least one.
+
+    Raises:
+        UserError: none is given, both ways are, or one of them is empty or unreadable.
+    """
+    if data is not None:
+        if prompt is not None or response is not None:
+            raise UserError("--data", "and --prompt or --response both name the text.", "Keep one.")
+        return _texts_in(data)
+    if prompt is None and response is not None:
+        raise UserError("--response", "needs the prompt that it answers.", "Add --prompt.")
+    if prompt is None:
+        raise UserError(
+            "--prompt",
+            "is missing: there is no text to inspect.",
+            "Give --prompt TEXT (and --response TEXT, else the model writes one), or --data FILE with `prompt` and "
+            "`response` on every line.",
+        )
+    if not prompt.strip():
+        raise UserError("--prompt", "is empty.", "Give some text.")
+    if response is not None and not response.strip():
+        raise UserError("--response", "is empty.", "Give some text, or leave it out: the model then writes one.")
+    return [Text(where="--prompt", prompt=prompt, response=response)]
+
+
+def _texts_in(data: Path) -> list[Text]:
+    if expanded(data).is_dir():
+        raise UserError("--data", f"{data} is a folder.", "Name a file with `prompt` and `response` on every line.")
+    (file,) = data_files(str(data), "train")
+    texts = [_text(row, f"{data}, row {number}") for number, row in read_rows(file)]
+    if not texts:
+        raise UserError("--data", f"{data} is empty.", "Expected one object with `prompt` and `response` a line.")
+    return texts
+
+
+def _text(row: Mapping[str, Any], where: str) -> Text:
+    if "prompt" not in row:
+        raise UserError(where, "has no column 'prompt'.", did_you_mean("prompt", row))
+    column = next((name for name in RESPONSE_COLUMNS if name in row), None)
+    if column is None:
+        others = [name for name in row if name != "prompt"]
+        raise UserError(where, "has no column 'response' (or 'completion').", did_you_mean("response", others))
+    if not is_prompt(row["prompt"]):
+        raise UserError(where, "its prompt is neither text nor chat messages.", "Fill or remove the row.")
+    if not isinstance(row[column], str) or not row[column].strip():
+        raise UserError(where, f"its {column} is empty or no text.", "Fill or remove the row.")
+    return Text(where=where, prompt=row["prompt"], response=row[column])
+
+
+def check_model_path(model: str) -> None:
+    """Raises UserError where `model` is neither a model's folder nor anything that could be a hub id."""
+    if model == TINY_POLICY:
+        raise UserError(
+            "--model", f"{TINY_POLICY} is made in a run.", "Name its folder, such as runs/quickstart/model."
+        )
+    folder = expanded(model)
+    if not is_there(folder):
+        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        local = folder.parent != Path() and bool(siblings)  # a typo in a path rather than a hub id
+        if local or not is_hub_id(model):
+            raise UserError("--model", f"no folder '{model}'.", did_you_mean(folder.name, siblings) if local else "")
+        return
+    if not folder.is_dir():
+        raise UserError("--model", f"{model} is a file.", "Expected a model's folder or a hub id.")
+    adapter = (folder / "adapter_config.json").is_file()
+    if not adapter and not (folder / "config.json").is_file():
+        inner = folder / "model"
+        fix = f"Did you mean {inner}?" if inner.is_dir() else "Name a folder saved by save_pretrained."
+        raise UserError("--model", f"{model} has no config.json.", fix)
+    if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
+        raise UserError(
+            "--model", f"{model} has no tokenizer.", f"Save it there: tokenizer.save_pretrained('{model}')."
+        )
+
+
+def make_folder(output: Path) -> None:
+    """Makes the output folder before anything slow. Raises UserError where it cannot be one."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("--output", f"{output} cannot be a folder: {describe(error)}.", "Name another.") from None
+
+
+def load_config(model: str) -> PreTrainedConfig:
+    """The model's configuration; of an adapter, its base model's. Raises UserError where there is none."""
+    from transformers import AutoConfig
+
+    folder = expanded(model)
+    try:
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            from peft import PeftConfig
+
+            model = str(PeftConfig.from_pretrained(model).base_model_name_or_path)
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:
+        raise _unreadable(model, error) from None
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:
+        if expanded(model).is_dir():
+            raise UserError("--model", f"{model} has no readable tokenizer: {describe(error)[:200]}") from None
+        raise _unreadable(model, error) from None
+
+
+def check_architecture(model: str, config: PreTrainedConfig, options: AttentionOptions) -> None:
+    """Raises UserError unless this is a decoder-only model with attention to read in the layers asked for.
+
+    Builds the model without weights: its structure tells what its configuration may not. Cost: a second or less.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    from rlattn.attention.capture import attention_layers, decoder_layers, text_decoder
+
+    def refuse(what: str) -> UserError:
+        fix = "Expected a decoder-only language model."
+        return UserError("--model", f"{model} ({config.model_type}) {what}.", fix)
+
+    if config.is_encoder_decoder:
+        raise refuse("is an encoder-decoder")
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise refuse("is an encoder: its tokens see later ones")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise refuse("is no language model that writes text from left to right")
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise UserError("--model", f"{model} has a damaged config.json: {describe(error)[:200]}") from None
+    try:
+        decoder = text_decoder(empty)
+        usable = attention_layers(decoder)
+        # A model file without attention (Mamba), or with its own, does not know transformers' attention functions.
+        readable = hasattr(sys.modules[type(decoder).__module__], "ALL_ATTENTION_FUNCTIONS")
+    except ValueError:
+        readable = False
+    if not readable:
+        raise refuse("has no full-attention layer whose queries and keys can be read")
+    if options.layers is None:
+        return
+    count = len(decoder_layers(decoder))
+    if max(options.layers) >= count:
+        raise UserError("--layers", f"{model} has layers 0 to {count - 1}, got {max(options.layers)}.")
+    linear = [layer for layer in options.layers if layer not in usable]
+    if linear:
+        raise UserError("--layers", f"layer {linear[0]} of {model} has no full attention.", _usable(usable))
+
+
+def attention_options(layers: str | None, window: int, horizon: tuple[int, int]) -> AttentionOptions:
+    """From the command line's options. Raises UserError."""
+    chosen = None
+    if layers is not None:
+        try:
+            chosen = tuple(sorted({int(part) for part in layers.split(",")}))
+        except ValueError:
+            raise UserError("--layers", f"expected numbers such as 12,15,18, got '{layers}'.") from None
+    try:
+        return AttentionOptions(layers=chosen, window=window, horizon=horizon)
+    except ValueError as error:
+        key, _, problem = str(error).partition(": ")
+        raise UserError(f"--{key}", f"{problem}.") from None
+
+
+def _usable(layers: Sequence[int]) -> str:
+    return f"Those that have: {', '.join(map(str, layers[:20]))}{', …' if len(layers) > 20 else ''}."
+
+
+def _unreadable(model: str, error: Exception) -> UserError:
+    if expanded(model).is_dir():
+        return UserError("--model", f"{model} has no readable config.json: {describe(error)[:200]}")
+    return UserError(
+        "--model",
+        f"'{model}' is neither a local folder nor a model the hub gives.",
+        "Check its name and the network; a gated model needs `hf auth login`.",
+    )
