@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from rlattn.attention import rhythm_signals
+from rlattn.attention import attention_metrics, rhythm_signals
 from rlattn.attention.capture import attention_layers, capture, text_decoder
 from rlattn.types import AttentionOptions
 
@@ -167,3 +168,77 @@ def test_rhythm_signals_stops_after_the_last_chosen_layer_and_gives_entropy_on_r
     assert entropy[mask].isfinite().all()
     assert entropy[~mask].isnan().all()
     assert entropy[mask].max() <= torch.log(torch.tensor(64.0)) + 1e-4
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "gpt_oss", "mistral"])
+def test_bfloat16_metrics_are_those_of_float64_maps_of_the_same_queries_and_keys(model_type):
+    model = build(model_type, "eager" if model_type in ("gemma2", "gpt_oss") else "sdpa", dtype=torch.bfloat16)
+    kept = {}
+    original = attention_metrics
+
+    def keep(query, key, **settings):
+        kept[len(kept)] = query.double(), key.double(), settings
+        return original(query, key, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlattn.attention.capture.attention_metrics", keep)
+        found = captured(model, range(4))
+    mask_BN = batch()[1].bool()
+    for layer, (query, key, settings) in kept.items():
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        scores = query @ key.transpose(2, 3) * settings["scaling"]
+        if settings["softcap"]:
+            scores = settings["softcap"] * torch.tanh(scores / settings["softcap"])
+        place = torch.arange(24)
+        distance = place[:, None] - place[None]
+        seen = (distance >= 0) & (distance < (settings["sliding_window"] or 24)) & mask_BN[:, None, None, :]
+        scores = scores.masked_fill(~seen, -1e9)
+        if settings["sinks"] is not None:
+            sinks = settings["sinks"].double()[None, :, None, None].expand(3, -1, 24, 1)
+            scores = torch.cat([scores, sinks], dim=-1)
+        maps = scores.softmax(dim=-1)[..., :24]
+        for row in range(3):
+            for metric, reference in zip(found, dense(maps[row], batch()[2][row])):
+                error = (metric[row, layer].double() - reference).abs().nan_to_num(0).max()
+                assert error <= 5e-3 * max(1, reference.nan_to_num(0).abs().max()), f"layer {layer} row {row}: {error}"
+
+
+def test_of_a_vision_language_model_only_the_text_tower_is_read():
+    text = {k: v for k, v in TINY.items() if not k.endswith("token_id")}
+    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "qwen2_vl",
+        text_config={**text, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+        vision_config=vision, image_token_id=60, vision_start_token_id=61, vision_end_token_id=62, video_token_id=63,
+    )  # fmt: skip
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
+    eager = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    eager.load_state_dict(model.state_dict())
+    input_ids, attention_mask, response_mask = batch()
+    input_ids = input_ids.clamp(max=59)
+    input_ids[:, 5:9] = torch.tensor([61, 60, 60, 62])
+    image = {
+        "pixel_values": torch.randn(3 * 8, 3 * 2 * 4 * 4),
+        "image_grid_thw": torch.tensor([[1, 2, 4]] * 3),
+        "mm_token_type_ids": (input_ids == 60).long(),
+    }
+    with torch.no_grad(), capture(model, attention_mask, response_mask, options=options(range(4))) as found:
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **image)
+    with torch.no_grad():
+        maps = eager(input_ids=input_ids, attention_mask=attention_mask, output_attentions=True, **image).attentions
+    assert len(maps) == 4
+    for layer, map_BHNN in enumerate(maps):
+        for row in range(3):
+            for metric, reference in zip(found.metrics(), dense(map_BHNN[row], response_mask[row])):
+                error = (metric[row, layer].double() - reference).abs().nan_to_num(0).max()
+                assert error <= 1e-5 * max(1, reference.nan_to_num(0).abs().max()), f"layer {layer} row {row}: {error}"
+
+
+def test_lora_adapters_are_read_through():
+    model = build("qwen3", "sdpa")
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    with_adapter = captured(adapted, range(4))
+    merged = captured(adapted.merge_and_unload(), range(4))
+    for one, other in zip(with_adapter, merged):
+        torch.testing.assert_close(one, other, equal_nan=True, atol=1e-4, rtol=1e-4)
