@@ -12,6 +12,7 @@ from trl import GRPOConfig
 
 from rlattn.attention.heads import usable_layers
 from rlattn.data import eval_examples, train_data
+from rlattn.distributed import start_deepspeed
 from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.evaluate import Example
 from rlattn.plugins import build_credit, build_rewards, build_task
@@ -116,6 +117,9 @@ def grpo_config(recipe: Recipe, output_dir: Path, model_init_kwargs: dict[str, A
     gpu = torch.cuda.is_available() and not keys.get("use_cpu")
     if not gpu and not torch.backends.mps.is_available():
         keys |= {"use_cpu": True, "dataloader_pin_memory": False}
+    if keys.get("deepspeed"):
+        keys["use_cpu"] = False  # DeepSpeed's own DS_ACCELERATOR says
+        keys["accelerator_config"] = {**(keys.get("accelerator_config") or {}), **start_deepspeed()}
     keys.setdefault("bf16", gpu and torch.cuda.is_bf16_supported() and not keys.get("fp16"))
     rewards = recipe.rewards
     os.environ.update(tracker_environment(recipe))

@@ -243,3 +243,16 @@ def test_a_tasks_own_metrics_are_logged_in_training_and_evaluation(tmp_path):
     rows = metrics(tmp_path)
     assert rows[0]["eval/words"] > 1
     assert all(row["task/words"] > 1 for row in rows[1:])
+
+
+def test_zero3_on_two_ranks_gives_the_credit_of_one_rank(tmp_path):
+    credit = ("credit={kind: coupled_rhythm}", "attention={horizon: [2, 10]}", "trainer.max_steps=1")
+    whole = rlattn("train", "quickstart", *SMALL, *credit, "output_dir=whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    spread = ("trainer.deepspeed=launch/deepspeed/zero3.json", "output_dir=spread")
+    result = rlattn("train", "quickstart", *SMALL, *credit, *spread, cwd=tmp_path, ranks=2)
+    assert result.returncode == 0, result.stderr
+    assert metrics(tmp_path, "spread")[1]["credit/mean"] > 1
+    # the evaluation is greedy: the same policy answers alike, its rows spread over ranks or not
+    assert metrics(tmp_path, "spread")[0]["eval/accuracy"] == metrics(tmp_path, "whole")[0]["eval/accuracy"]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "spread/model").num_parameters() > 1e6
