@@ -86,9 +86,13 @@ def capture(
 
     Args:
         model: a decoder-only transformers model, PEFT-wrapped or not; of a vision-language model, its text tower.
-        options: layers, window, horizon and rows; head sets are `Capture.signals`' business.
+        options: layers, window, horizon, rows and backend; head sets are `Capture.signals`' business.
         stop_after_last: end the forward after the last chosen layer (the caller's forward returns nothing).
+
+    Raises:
+        ValueError: layers that the model does not have; a backend that is not installed or not for the model's device.
     """
+    measure = metrics_function(options.backend)
     decoder = text_decoder(model)
     chosen = options.layers or choose_layers(len(decoder.layers), attention_layers(decoder))
     if max(chosen) >= len(decoder.layers):
@@ -107,7 +111,7 @@ def capture(
             part = slice(start, start + query.shape[0])
             with torch.no_grad():
                 seen.append(
-                    attention_metrics(
+                    measure(
                         query.detach(),
                         keys.detach(),
                         scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
@@ -163,6 +167,17 @@ def rhythm_signals(
     entropy_BN = _entropy(output.logits, response_mask) if entropy and output is not None else None
     heads = None if options.scope == "sequence" else batch_heads(captured.metrics()[0], options.share)
     return captured.signals(share=options.share, heads=heads, entropy_BN=entropy_BN)
+
+
+def metrics_function(backend: str) -> Callable[..., AttentionMetrics]:
+    """`attention_metrics` of a backend. Raises ValueError where it is not installed."""
+    if backend == "torch":
+        return attention_metrics
+    try:
+        from rlattn.attention.kernels import attention_metrics_triton
+    except ImportError as error:
+        raise ValueError(f"attention.backend: triton cannot be imported ({error}); use torch") from None
+    return attention_metrics_triton
 
 
 def batch_heads(span_BLH: Tensor, share: float) -> tuple[Tensor, Tensor]:
