@@ -53,7 +53,9 @@ def test_it_runs_from_an_empty_folder(installed, tmp_path):
     assert (tmp_path / "runs/quickstart/model/model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("command", ["", "train", "check", "recipes", "score", "export", "bench", "bench step"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "check", "recipes", "score", "export", "bench", "bench step", "bench attention"]
+)
 def test_every_command_has_help(command, tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "rlattn.cli", *command.split(), "--help"], cwd=tmp_path, capture_output=True, text=True
