@@ -154,12 +154,14 @@ def _forward(way: str, sizes: Sizes, model: Qwen3ForCausalLM, tokens: int) -> tu
         rhythm_signals(model, ids_BN, attention_BN, response_BN, options=sizes.options)
     elif way == "eager":
         maps = model(**inputs, output_attentions=True).attentions
-        parts = [_reduce(maps[layer][0], response_BN[0].bool(), sizes.options) for layer in choose_layers(sizes.layers)]
+        parts = [
+            reduce_map(maps[layer][0], response_BN[0].bool(), sizes.options) for layer in choose_layers(sizes.layers)
+        ]
         return tuple(torch.stack(part)[None] for part in zip(*parts, strict=True))
     return ()
 
 
-def _reduce(map_HNN: Tensor, response_N: Tensor, options: AttentionOptions) -> tuple[Tensor, Tensor, Tensor]:
+def reduce_map(map_HNN: Tensor, response_N: Tensor, options: AttentionOptions) -> tuple[Tensor, Tensor, Tensor]:
     """The definitions on a whole map, a head at a time."""
     position_N = torch.arange(len(response_N), device=map_HNN.device)
     distance_NN = (position_N[:, None] - position_N).clamp(min=0)
