@@ -39,5 +39,6 @@ if ! "$PY" -c 'import torch' 2>/dev/null; then
   fi
 fi
 echo "installing rlattn${EXTRAS:+[$EXTRAS]}"
-# torch is not constrained: the one that is there stays
-"${PIP[@]}" -c <(grep -v ^torch== launch/constraints.txt) -e ".${EXTRAS:+[$EXTRAS]}"
+# torch is not constrained, nor the triton that came with it: what is there stays
+THERE=torch; "$PY" -c 'import triton' 2>/dev/null && THERE='torch\|triton'
+"${PIP[@]}" -c <(grep -v "^\($THERE\)==" launch/constraints.txt) -e ".${EXTRAS:+[$EXTRAS]}"

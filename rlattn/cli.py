@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -213,6 +213,32 @@ def bench_step(
     from rlattn.bench import bench_step as measure
 
     measure(rounds, steps, print)
+
+
+@bench.command("attention")
+def bench_attention(
+    tokens: Annotated[int, typer.Option(min=16, max=1_000_000, help="Length of the text.")] = 4096,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 3,
+    curve: Annotated[bool, typer.Option("--curve", help="Also one layer's metrics at 512 to 16384 tokens.")] = False,
+    backend: Annotated[Literal["torch", "triton"], typer.Option(help="What computes the metrics.")] = "torch",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
+) -> None:
+    """WAAD and FAI against a plain forward and against eager attention maps, on CUDA where there is a GPU."""
+    if json_file and not json_file.absolute().parent.is_dir():
+        raise UserError("--json", f"{json_file} lies in no folder.", "Make the folder first.")
+    import json
+
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if backend == "triton" and device == "cpu":
+        raise UserError("--backend", "triton needs a CUDA GPU.", "Use torch.")
+    from rlattn.bench_attention import CURVE, Sizes
+    from rlattn.bench_attention import bench_attention as measure
+
+    found = measure(Sizes(tokens=tokens, device=device, backend=backend), rounds=rounds, curve=CURVE if curve else ())
+    if json_file:
+        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def _quiet() -> None:

@@ -61,6 +61,8 @@ def check_installed(recipe: Recipe) -> None:
         raise UserError("trainer.use_vllm", "vllm is not installed.", "Run: pip install 'rlattn[vllm]'")
     if recipe.trainer.get("deepspeed") and find_spec("deepspeed") is None:
         raise UserError("trainer.deepspeed", "deepspeed is not installed.", "Run: pip install 'rlattn[deepspeed]'")
+    if recipe.credit and recipe.attention.backend == "triton" and find_spec("triton") is None:
+        raise UserError("attention.backend", "triton is not installed.", "Run: pip install triton, or use torch.")
     if recipe.policy.attn_implementation.startswith("flash_attention") and find_spec("flash_attn") is None:
         raise UserError(
             "policy.attn_implementation", "flash-attn is not installed.", "Run: pip install flash-attn, or use sdpa."

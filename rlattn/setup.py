@@ -48,6 +48,7 @@ def prepare(recipe: Recipe) -> Setup:
         say(f"warning: {warning}")
     check_installed(recipe)
     check_generation(recipe)
+    check_backend(recipe)
     task, rewards = build_task(recipe), build_rewards(recipe)
     if world_size() == 1:
         # TRL's own refusals, before a policy is made. On several ranks this would start the process group, and
@@ -188,6 +189,13 @@ def check_generation(recipe: Recipe) -> None:
     for key in recipe.trainer.get("generation_kwargs") or {}:
         if key not in known and not recipe.trainer.get("use_vllm"):
             raise UserError(f"trainer.generation_kwargs.{key}", "unknown setting.", did_you_mean(key, known))
+
+
+def check_backend(recipe: Recipe) -> None:
+    """The fused kernels are for CUDA."""
+    gpu = torch.cuda.is_available() and not recipe.trainer.get("use_cpu")
+    if recipe.credit and recipe.attention.backend == "triton" and not gpu:
+        raise UserError("attention.backend", "triton needs a CUDA GPU.", "Use torch.")
 
 
 def template_kwargs(recipe: Recipe) -> dict[str, Any]:

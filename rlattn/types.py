@@ -127,6 +127,8 @@ class AttentionOptions:
     """Of the heads that a local or global set holds."""
     scope: Literal["sequence", "batch", "calibrated"] = "sequence"
     """Head sets for every rollout, for every generation batch, or once, on the first batch."""
+    backend: Literal["torch", "triton"] = "torch"
+    """What computes the metrics: PyTorch anywhere, or fused kernels on CUDA."""
 
     def __post_init__(self) -> None:
         if self.window < 1:

@@ -10,6 +10,9 @@ from trl import GRPOTrainer
 
 from rlattn import AttentionGRPOTrainer
 from rlattn.credit import CREDIT_RULES
+from rlattn.errors import UserError
+from rlattn.recipe import load_recipe
+from rlattn.setup import prepare
 from rlattn.types import AttentionOptions, CreditOptions
 
 MODES = {
@@ -116,6 +119,13 @@ def test_sign_and_schedule_change_the_run(policy, tmp_path):  # noqa: F811
 def test_sequence_level_ratios_are_refused(policy, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match="importance_sampling_level"):
         trained(credited("local_chunk"), policy, tmp_path, importance_sampling_level="sequence", loss_type="grpo")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_the_triton_backend_is_refused_without_a_gpu_before_anything_is_made():
+    recipe = load_recipe("quickstart", ["credit={kind: local_chunk}", "attention.backend=triton"])
+    with pytest.raises(UserError, match=r"attention\.backend: triton"):
+        prepare(recipe)
 
 
 def test_weights_that_are_not_finite_leave_grpo_and_are_counted(policy, tmp_path):  # noqa: F811

@@ -54,7 +54,8 @@ def test_it_runs_from_an_empty_folder(installed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "check", "recipes", "score", "inspect", "export", "bench", "bench step"]
+    "command",
+    ["", "train", "check", "recipes", "score", "inspect", "export", "bench", "bench step", "bench attention"],
 )
 def test_every_command_has_help(command, tmp_path):
     result = subprocess.run(

@@ -86,9 +86,13 @@ def capture(
 
     Args:
         model: a decoder-only transformers model, PEFT-wrapped or not; of a vision-language model, its text tower.
-        options: layers, window, horizon and rows; head sets are `Capture.signals`' business.
+        options: layers, window, horizon, rows and backend; head sets are `Capture.signals`' business.
         stop_after_last: end the forward after the last chosen layer (the caller's forward returns nothing).
+
+    Raises:
+        ValueError: layers that the model does not have; a backend that is not installed or not for the model's device.
     """
+    measure = metrics_function(options.backend)
     decoder = text_decoder(model)
     layers = decoder_layers(decoder)
     chosen = options.layers or choose_layers(len(layers), attention_layers(decoder))
@@ -108,7 +112,7 @@ def capture(
             part = slice(start, start + query.shape[0])
             with torch.no_grad():
                 seen.append(
-                    attention_metrics(
+                    measure(
                         query.detach(),
                         keys.detach(),
                         scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
@@ -172,6 +176,17 @@ def token_entropy(logits_BNV: Tensor, response_mask_BN: Tensor) -> Tensor:
     entropy_BN = torch.full(response_mask_BN.shape, torch.nan, device=logits_BNV.device)
     entropy_BN[:, 1:] = -(drawn_from.exp() * drawn_from).sum(dim=-1)
     return entropy_BN.masked_fill(~response_mask_BN.bool(), torch.nan)
+
+
+def metrics_function(backend: str) -> Callable[..., AttentionMetrics]:
+    """`attention_metrics` of a backend. Raises ValueError where it is not installed."""
+    if backend == "torch":
+        return attention_metrics
+    try:
+        from rlattn.attention.kernels import attention_metrics_triton
+    except ImportError as error:
+        raise ValueError(f"attention.backend: triton cannot be imported ({error}); use torch") from None
+    return attention_metrics_triton
 
 
 def batch_heads(span_BLH: Tensor, share: float) -> tuple[Tensor, Tensor]:

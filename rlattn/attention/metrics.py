@@ -67,19 +67,13 @@ def attention_metrics(
     B * H * block * N floats. On CUDA the products follow `torch.backends.cuda.matmul.allow_tf32`.
     """
     low, high = horizon
-    _check(query, key, attention_mask, response_mask, sinks)
-    _check_options(window, low, high, sliding_window, softcap, rows, block)
+    check_shapes(query, key, attention_mask, response_mask, sinks)
+    check_options(window, low, high, sliding_window, softcap, rows, block)
     B, H, N, D = query.shape
     K = key.shape[1]
     window = min(window, N)  # no distance is longer; a huge factor would cost digits
     device, dtype = query.device, torch.promote_types(query.dtype, torch.float32)
-
-    real_BN = attention_mask.to(device, torch.bool)
-    response_BN = response_mask.to(device, torch.bool) & real_BN
-    rows_BN = response_BN
-    if rows == "predictor":
-        rows_BN = torch.zeros_like(response_BN)
-        rows_BN[:, :-1] = response_BN[:, 1:] & real_BN[:, :-1]
+    real_BN, response_BN, rows_BN = row_masks(attention_mask, response_mask, rows, device)
 
     span_BH = torch.zeros(B, H, dtype=dtype, device=device)
     waad_BHN = torch.full((B, H, N), torch.nan, dtype=dtype, device=device)
@@ -134,10 +128,42 @@ def attention_metrics(
         received_BH1C = keep_BHQ[..., None, :] @ (p_BHQS[..., band] * inside_QC)
         fai_BHN[:, :, first + band.start : first + band.stop] += received_BH1C[..., 0, :]
 
+    return averaged(span_BH, waad_BHN, fai_BHN, response_BN, rows_BN, horizon, rows)
+
+
+def row_masks(
+    attention_mask: Tensor, response_mask: Tensor, rows: str, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """real_BN, response_BN and rows_BN (the rows that are measured), bool."""
+    real_BN = attention_mask.to(device, torch.bool)
+    response_BN = response_mask.to(device, torch.bool) & real_BN
+    rows_BN = response_BN
+    if rows == "predictor":
+        rows_BN = torch.zeros_like(response_BN)
+        rows_BN[:, :-1] = response_BN[:, 1:] & real_BN[:, :-1]
+    return real_BN, response_BN, rows_BN
+
+
+def averaged(
+    distance_BH: Tensor,
+    waad_BHN: Tensor,
+    received_BHN: Tensor,
+    response_BN: Tensor,
+    rows_BN: Tensor,
+    horizon: tuple[int, int],
+    rows: str,
+) -> AttentionMetrics:
+    """The metrics from sums over rows: of each row's mean distance, and of what each column received in the horizon.
+
+    waad_BHN is at its row, NaN where there is none.
+    """
+    low, high = horizon
+    N = rows_BN.shape[1]
+    column_N = torch.arange(N, device=rows_BN.device)
     counted_BN = torch.nn.functional.pad(rows_BN.cumsum(1), (1, 0))  # rows before each column
     in_horizon_BN = counted_BN[:, (column_N + high + 1).clamp(max=N)] - counted_BN[:, (column_N + low).clamp(max=N)]
-    fai_BHN = (fai_BHN / in_horizon_BN[:, None]).masked_fill(~response_BN[:, None], torch.nan)
-    span_BH = span_BH / rows_BN.sum(1, keepdim=True)
+    fai_BHN = (received_BHN / in_horizon_BN[:, None]).masked_fill(~response_BN[:, None], torch.nan)
+    span_BH = distance_BH / rows_BN.sum(1, keepdim=True)
     if rows == "predictor":
         waad_BHN = torch.nn.functional.pad(waad_BHN[..., :-1], (1, 0), value=torch.nan)
     return AttentionMetrics(span_BH=span_BH.float(), waad_BHN=waad_BHN.float(), fai_BHN=fai_BHN.float())
@@ -179,7 +205,9 @@ def _blocks(active: list[int], size: int, first_key: int, sliding_window: int | 
     return [(start, last + 1, max(first_key, start - reach + 1)) for start, last in runs]
 
 
-def _check(query: Tensor, key: Tensor, attention_mask: Tensor, response_mask: Tensor, sinks: Tensor | None) -> None:
+def check_shapes(
+    query: Tensor, key: Tensor, attention_mask: Tensor, response_mask: Tensor, sinks: Tensor | None
+) -> None:
     if query.ndim != 4 or key.ndim != 4:
         raise ValueError(f"expected query (B, H, N, D) and key (B, K, N, D), got {_shape(query)} and {_shape(key)}")
     B, H, N, D = query.shape
@@ -195,8 +223,14 @@ def _check(query: Tensor, key: Tensor, attention_mask: Tensor, response_mask: Te
         raise ValueError(f"sinks: expected one per query head, {(H,)}, got {_shape(sinks)}")
 
 
-def _check_options(
-    window: int, low: int, high: int, sliding_window: int | None, softcap: float | None, rows: str, block: int | None
+def check_options(
+    window: int,
+    low: int,
+    high: int,
+    sliding_window: int | None,
+    softcap: float | None,
+    rows: str,
+    block: int | None = None,
 ) -> None:
     if window < 1:
         raise ValueError(f"window: expected at least 1 token, got {window}")

@@ -1,0 +1,221 @@
+"""Span, WAAD and FAI as two fused Triton kernels for CUDA: no score ever reaches memory. The same as metrics.py.
+
+One program reads the keys once for a block of rows and keeps, beside the running maximum and mass of an online softmax,
+running sums of distance (span) and clipped distance (WAAD). Another sums a block of columns over the rows inside the
+horizon (FAI), from the rows' log-sum-exp. Every sum has one owner, so results repeat bit for bit.
+
+Legend: as in metrics.py; M rows and C columns of a tile. Scores are in base 2 (times log2 e): GPUs take powers of 2.
+Under TRITON_INTERPRET=1, set before triton is imported, the kernels run on a CPU, slowly.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rlattn.attention.metrics import AttentionMetrics, averaged, check_options, check_shapes, row_masks
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+HIDDEN: tl.constexpr = tl.constexpr(-3.0e38)  # finite: a row of a tile that sees no key stays finite too
+
+
+@torch.no_grad()
+def attention_metrics_triton(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scaling: float,
+    attention_mask: Tensor,
+    response_mask: Tensor,
+    window: int = 10,
+    horizon: tuple[int, int] = (10, 100),
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    rows: str = "token",
+) -> AttentionMetrics:
+    """`attention_metrics` for CUDA tensors in bfloat16, float16 or float32; the same arguments and result.
+
+    Sums and softmax are in float32. Products of float32 inputs follow `torch.backends.cuda.matmul.allow_tf32`.
+    Raises ValueError for shapes, options, types or devices that do not fit.
+    Cost: one product q.k per visible pair of the response's rows (half of causal attention's forward), a second one
+    inside the horizon; memory of three floats a row and head.
+    """
+    check_shapes(query, key, attention_mask, response_mask, sinks)
+    check_options(window, *horizon, sliding_window, softcap, rows)
+    if not query.is_cuda and not INTERPRETED:
+        raise ValueError(f"the triton backend needs CUDA tensors, got {query.device}; the torch backend runs anywhere")
+    if query.dtype not in (torch.bfloat16, torch.float16, torch.float32) or key.dtype != query.dtype:
+        raise ValueError(f"expected bfloat16, float16 or float32 query and key, got {query.dtype} and {key.dtype}")
+    if INTERPRETED and query.dtype == torch.bfloat16:
+        query, key = query.float(), key.float()  # the interpreter multiplies the bits of bfloat16 as integers
+
+    B, H, N, D = query.shape
+    low, high = horizon
+    real_BN, response_BN, rows_BN = row_masks(attention_mask, response_mask, rows, query.device)
+    distance_BHN = query.new_zeros(B, H, N, dtype=torch.float32)
+    waad_BHN = torch.full_like(distance_BHN, torch.nan)
+    received_BHN, lse_BHN = torch.zeros_like(distance_BHN), torch.empty_like(distance_BHN)
+    if distance_BHN.numel():
+        tile = _tile(query.dtype, D)
+        shared = {
+            "N": N, "D": D, "heads": H, "group": H // key.shape[1],
+            "scale": scaling / softcap if softcap else scaling * LOG2_E.value,
+            "cap": softcap * LOG2_E.value if softcap else 0.0,
+            "sliding_window": min(N, sliding_window or N),
+            "SOFTCAP": softcap is not None,
+            "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",  # x3: float32 from tensor cores
+            "TILE_D": max(16, triton.next_power_of_2(D)), **tile,
+        }  # fmt: skip
+        strides = (*query.stride(), *key.stride())
+        real, measured = real_BN.to(torch.int8), rows_BN.to(torch.int8)
+        with torch.cuda.device_of(query):
+            _rows[(triton.cdiv(N, tile["M"]) * B * H,)](
+                query, key, real, measured, real.argmax(1).to(torch.int32),
+                query.new_zeros(1, dtype=torch.float32) if sinks is None else sinks.to(query.device, torch.float32),
+                distance_BHN, waad_BHN, lse_BHN, *strides,
+                window=min(window, N), SINKS=sinks is not None, **shared,
+            )  # fmt: skip
+            _columns[(triton.cdiv(N, tile["C"]) * B * H,)](
+                query, key, real, measured, response_BN.to(torch.int8), lse_BHN, received_BHN, *strides,
+                low=min(low, N), high=min(high, N), **shared,
+            )  # fmt: skip
+    return averaged(distance_BHN.sum(-1), waad_BHN, received_BHN, response_BN, rows_BN, horizon, rows)
+
+
+def _tile(dtype: torch.dtype, head_size: int) -> dict[str, int]:
+    """M rows and C columns of a tile, its warps and pipeline stages: within 99 KB of shared memory (227 KB on Hopper),
+    and in registers.
+    """
+    if INTERPRETED:
+        return {"M": 16, "C": 16}
+    if dtype == torch.float32:
+        rows, warps = (64, 8) if head_size <= 128 else (16, 4)
+        return {"M": rows, "C": 32, "num_warps": warps, "num_stages": 2}
+    rows, columns, warps = (128, 64, 8) if head_size <= 128 else (64, 32, 4)
+    return {"M": rows, "C": columns, "num_warps": warps, "num_stages": 3}
+
+
+@triton.jit
+def _rows(
+    query, key, real, rows, first_key, sinks, distance_out, waad_out, lse_out,
+    query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d,
+    N, D, heads, group, scale, cap, sliding_window, window,
+    SOFTCAP: tl.constexpr, SINKS: tl.constexpr, PRECISION: tl.constexpr,
+    M: tl.constexpr, C: tl.constexpr, TILE_D: tl.constexpr,
+):  # fmt: skip
+    """Mean distance, WAAD and log-sum-exp of the M rows of one head."""
+    blocks = tl.cdiv(N, M)
+    # Neighbouring programs share a head's keys; its longest rows start first.
+    start = (blocks - 1 - tl.program_id(0) % blocks) * M
+    head = (tl.program_id(0) // blocks).to(tl.int64)
+    b, h = head // heads, head % heads
+    t_M, d_D = start + tl.arange(0, M), tl.arange(0, TILE_D)
+    rows_M = tl.load(rows + b * N + t_M, mask=t_M < N, other=0) != 0
+    if tl.sum(rows_M.to(tl.int32), 0) == 0:
+        return
+    query_MD = tl.load(
+        query + b * query_b + h * query_h + t_M[:, None] * query_n + d_D[None, :] * query_d,
+        mask=rows_M[:, None] & (d_D[None, :] < D), other=0,
+    )  # fmt: skip
+    key += b * key_b + h // group * key_h
+    real += b * N
+
+    # First the columns that every row of the tile sees from a distance of at least the window, then the near ones.
+    first = tl.maximum(tl.load(first_key + b), start - sliding_window + 1) // C * C
+    near = tl.maximum(tl.maximum(start - window + 1, 0) // C * C, first)
+    stop = tl.minimum(start + M, N)
+    peak_M = tl.full([M], HIDDEN, tl.float32)
+    mass_M, far_M = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
+    for s in range(first, near, C):
+        p_MC, away_MC, kept_M, peak_M = _online(
+            query_MD, key, real, t_M, s, peak_M, key_n, key_d, N, D, scale, cap, sliding_window, SOFTCAP, PRECISION, C,
+            TILE_D,
+        )  # fmt: skip
+        mass_M = mass_M * kept_M + tl.sum(p_MC, 1)
+        far_M = far_M * kept_M + tl.sum(p_MC * away_MC, 1)
+    clipped_M = mass_M * window
+    for s in range(near, stop, C):
+        p_MC, away_MC, kept_M, peak_M = _online(
+            query_MD, key, real, t_M, s, peak_M, key_n, key_d, N, D, scale, cap, sliding_window, SOFTCAP, PRECISION, C,
+            TILE_D,
+        )  # fmt: skip
+        mass_M = mass_M * kept_M + tl.sum(p_MC, 1)
+        far_M = far_M * kept_M + tl.sum(p_MC * away_MC, 1)
+        clipped_M = clipped_M * kept_M + tl.sum(p_MC * tl.minimum(away_MC, window), 1)
+
+    kept_M = tl.full([M], 1.0, tl.float32)
+    if SINKS:  # one more column, which takes mass and has no distance
+        sink = tl.load(sinks + h) * LOG2_E
+        highest_M = tl.maximum(peak_M, sink)
+        kept_M = tl.exp2(peak_M - highest_M)
+        mass_M, peak_M = mass_M * kept_M + tl.exp2(sink - highest_M), highest_M
+    out_M = head * N + t_M
+    tl.store(distance_out + out_M, far_M * kept_M / mass_M, mask=rows_M)
+    tl.store(waad_out + out_M, clipped_M * kept_M / mass_M, mask=rows_M)
+    tl.store(lse_out + out_M, peak_M + tl.log2(mass_M), mask=rows_M)
+
+
+@triton.jit
+def _online(
+    query_MD, key, real, t_M, start, peak_M, key_n, key_d, N, D, scale, cap, sliding_window,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, C: tl.constexpr, TILE_D: tl.constexpr,
+):  # fmt: skip
+    """One step of the online softmax: p (over the new maximum), distances, what earlier sums keep, the new maximum."""
+    s_C, d_D = start + tl.arange(0, C), tl.arange(0, TILE_D)
+    real_C = tl.load(real + s_C, mask=s_C < N, other=0) != 0
+    key_DC = tl.load(
+        key + d_D[:, None] * key_d + s_C[None, :] * key_n, mask=(d_D[:, None] < D) & real_C[None, :], other=0
+    )
+    away_MC = t_M.to(tl.float32)[:, None] - s_C.to(tl.float32)[None, :]
+    scores_MC = _scores(query_MD, key_DC, scale, cap, SOFTCAP, PRECISION)
+    seen_MC = (away_MC >= 0) & (away_MC < sliding_window) & real_C[None, :]
+    scores_MC = tl.where(seen_MC, scores_MC, HIDDEN)
+    highest_M = tl.maximum(peak_M, tl.max(scores_MC, 1))
+    return tl.exp2(scores_MC - highest_M[:, None]), away_MC, tl.exp2(peak_M - highest_M), highest_M
+
+
+@triton.jit
+def _columns(
+    query, key, real, rows, response, lse, received_out,
+    query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d,
+    N, D, heads, group, scale, cap, sliding_window, low, high,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    M: tl.constexpr, C: tl.constexpr, TILE_D: tl.constexpr,
+):  # fmt: skip
+    """What the C columns of one head receive from the rows inside the horizon."""
+    blocks = tl.cdiv(N, C)
+    start = tl.program_id(0) % blocks * C
+    head = (tl.program_id(0) // blocks).to(tl.int64)
+    b, h = head // heads, head % heads
+    s_C, d_D = start + tl.arange(0, C), tl.arange(0, TILE_D)
+    response_C = tl.load(response + b * N + s_C, mask=s_C < N, other=0) != 0
+    if tl.sum(response_C.to(tl.int32), 0) == 0:
+        return
+    key_DC = tl.load(
+        key + b * key_b + h // group * key_h + d_D[:, None] * key_d + s_C[None, :] * key_n,
+        mask=(d_D[:, None] < D) & response_C[None, :], other=0,
+    )  # fmt: skip
+    received_C = tl.zeros([C], tl.float32)
+    for t in range((start + low) // M * M, tl.minimum(start + C + high, N), M):
+        t_M = t + tl.arange(0, M)
+        rows_M = tl.load(rows + b * N + t_M, mask=t_M < N, other=0) != 0
+        lse_M = tl.load(lse + head * N + t_M, mask=rows_M, other=0)
+        query_MD = tl.load(
+            query + b * query_b + h * query_h + t_M[:, None] * query_n + d_D[None, :] * query_d,
+            mask=rows_M[:, None] & (d_D[None, :] < D), other=0,
+        )  # fmt: skip
+        p_MC = tl.exp2(_scores(query_MD, key_DC, scale, cap, SOFTCAP, PRECISION) - lse_M[:, None])
+        away_MC = t_M[:, None] - s_C[None, :]
+        counts_MC = (away_MC >= low) & (away_MC <= high) & (away_MC < sliding_window) & rows_M[:, None]
+        received_C += tl.sum(tl.where(counts_MC, p_MC, 0.0), 0)
+    tl.store(received_out + head * N + s_C, received_C, mask=response_C)
+
+
+@triton.jit
+def _scores(query_MD, key_DC, scale, cap, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
+    scores_MC = tl.dot(query_MD, key_DC, input_precision=PRECISION) * scale
+    if SOFTCAP:
+        scores_MC = cap * (2 * tl.sigmoid(2 * scores_MC) - 1)  # tanh, which Triton has no portable name for
+    return scores_MC

@@ -1,0 +1,132 @@
+"""Runs every part in a process of its own, so that one failure is one row; prints a table, writes gpu_smoke.json.
+
+Exit code 0: nothing failed (a missed target or a missing package is said, not failed). 1: something failed. 2: no GPU.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rlattn.gpu_smoke.shared import Scale, Skipped
+
+PARTS = {  # name -> its function, what it shows, the most seconds it may take
+    "capture": ("attention.capture_eager", "bf16 capture against eager maps", 300),
+    "flash": ("attention.capture_flash", "flash-attention capture", 300),
+    "flex": ("attention.capture_flex", "flex-attention capture", 600),
+    "triton": ("attention.triton_accuracy", "Triton kernels against torch", 600),
+    "triton_speed": ("attention.triton_speed", "Triton kernels' speed, 8 x 8192 tokens", 300),
+    "train": ("training.train", "GRPO steps with and without credit", 600),
+    "zero3": ("training.zero3", "credit under ZeRO-3, one rank", 600),
+    "fsdp2": ("training.fsdp2", "credit under FSDP2, one rank", 600),
+    "bench": ("attention.bench", "rlattn bench attention", 600),
+}
+DISTRIBUTED = ("zero3", "fsdp2")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m rlattn.gpu_smoke", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"all unless given: {', '.join(PARTS)}")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="tiny shapes, to see that the parts run at all")
+    parser.add_argument("--out", type=Path, default=Path("gpu_smoke.json"))
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)  # of one part, in its own process
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    scale = Scale(device=given.device, small=given.small)
+    if given.result:
+        given.result.write_text(json.dumps(_result(given.parts[0], scale)), encoding="utf-8")
+        return 0
+    machine = _machine(given.device)
+    if machine is None:
+        print("gpu_smoke: no GPU that torch can use; --device cpu --small runs what a CPU can.", file=sys.stderr)
+        return 2
+    rows = []
+    for name in given.parts or PARTS:
+        print(f"{name}: {PARTS[name][1]} ...", flush=True)
+        rows.append({"part": name, "what": PARTS[name][1], **_run(name, scale)})
+    given.out.write_text(json.dumps({"machine": machine, **asdict(scale), "parts": rows}, indent=1) + "\n", "utf-8")
+    _print(rows, machine)
+    print(f"Every figure: {given.out}")
+    return int(any(row["status"] == "failed" for row in rows))
+
+
+def _run(name: str, scale: Scale) -> dict[str, Any]:
+    """The part's result, whatever becomes of its process."""
+    patience = PARTS[name][2]
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"] if name in DISTRIBUTED else []
+        command = [sys.executable, *launcher, "-m", "rlattn.gpu_smoke", name, f"--device={scale.device}"]
+        command += ["--small"] * scale.small + [f"--result={result}"]
+        environment = dict(os.environ)
+        if scale.device == "cpu":
+            environment["DS_ACCELERATOR"] = "cpu"
+            if name == "triton":
+                environment["TRITON_INTERPRET"] = "1"
+        began = time.monotonic()
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, errors="replace", timeout=patience
+            )
+            output = done.stdout + done.stderr
+            found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
+            found = found or {"status": "failed", "detail": f"exit code {done.returncode}: {_last_line(output)}"}
+        except subprocess.TimeoutExpired as late:
+            output = str(late.output)
+            found = {"status": "failed", "detail": f"still running after {patience} s"}
+    found["seconds"] = round(time.monotonic() - began, 1)
+    return found if found["status"] in ("ok", "skipped") else {**found, "output": output[-8000:]}
+
+
+def _result(name: str, scale: Scale) -> dict[str, Any]:
+    module, function = PARTS[name][0].split(".")
+    try:
+        outcome = getattr(import_module(f"rlattn.gpu_smoke.{module}"), function)(scale)
+    except Skipped as reason:
+        return {"status": "skipped", "detail": str(reason)}
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        return {"status": "failed", "detail": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+    return {"status": "ok" if outcome.met else "missed", "detail": outcome.detail, "figures": outcome.figures}
+
+
+def _machine(device: str) -> dict[str, str] | None:
+    """None where the device is not there."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return None
+    card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    return {"device": card, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _print(rows: list[dict[str, Any]], machine: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="GPU smoke", caption=", ".join(f"{name} {value}" for name, value in machine.items()))
+    for column in ("part", "status", "seconds", "detail"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(row["part"], row["status"], str(row["seconds"]), row["detail"])
+    Console().print(table)
+
+
+def _last_line(output: str) -> str:
+    return next((line.strip()[:300] for line in reversed(output.splitlines()) if line.strip()), "no output")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

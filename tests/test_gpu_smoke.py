@@ -1,0 +1,43 @@
+"""The GPU smoke run on a CPU: each part is one row, whatever happens in it. What it finds on a GPU needs a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPO
+
+from rlattn.gpu_smoke.shared import Skipped, need
+
+
+def smoke(tmp_path, *arguments, **environment):
+    command = ["bash", str(REPO / "launch" / "gpu_smoke.sh"), *arguments]
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, **environment}
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_parts_run_or_fail_one_by_one_and_attention_needs_no_trl(tmp_path):
+    (tmp_path / "trl.py").write_text("raise RuntimeError('a broken TRL')\n")
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    result = smoke(tmp_path, "--device", "cpu", "--small", "train", "capture", PYTHONPATH=path)
+    assert result.returncode == 1, result.stderr
+    rows = {row["part"]: row for row in json.loads((tmp_path / "gpu_smoke.json").read_text())["parts"]}
+    status = {part: row["status"] for part, row in rows.items()}
+    assert status == {"train": "failed", "capture": "ok"}, rows
+    assert "a broken TRL" in rows["train"]["detail"]
+    assert all(part in result.stdout for part in rows)
+
+
+def test_a_missing_package_is_a_reason_to_skip(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(Skipped, match="trl"):
+        need("json", "trl")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
+    result = smoke(tmp_path)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1 and "no GPU" in result.stderr
