@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -9,46 +10,58 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from rlattn.credit import CREDIT_RULES
 from rlattn.tasks import Arithmetic
 from rlattn.tiny import tiny_policy
 from rlattn.trainer import AttentionGRPOTrainer
 from rlattn.types import WarmStart
 
+SIDES: dict[str, Callable[..., GRPOTrainer]] = {
+    "TRL": GRPOTrainer,
+    "rlattn": AttentionGRPOTrainer,
+    "with credit": partial(AttentionGRPOTrainer, credit=CREDIT_RULES["coupled_rhythm"]()),
+}
 
-def bench_step(rounds: int, steps: int, show: Callable[[str], None]) -> float:
-    """Seconds a step of AttentionGRPOTrainer over those of plain GRPOTrainer with the same settings, median of rounds.
 
-    Both train the tiny policy from the same seed, so both generate the same tokens. They take turns, which one first
-    alternating, and the first round warms up and is not counted.
+def bench_step(rounds: int, steps: int, show: Callable[[str], None]) -> dict[str, float]:
+    """Seconds a step of plain GRPOTrainer, of ours with the same settings, and of ours with coupled_rhythm.
+
+    All write the same tokens with the tiny policy. They take turns in an order that rotates, and the first round is not
+    counted.
+
+    Returns:
+        The median ratio of every pair that matters: `rlattn / TRL` and `with credit / rlattn`.
     """
     policy = tiny_policy(Arithmetic(), warm_start=WarmStart(steps=0))
-    show(f"{'round':>5} {'TRL s/step':>11} {'rlattn s/step':>14} {'ratio':>7}")
-    ratios = []
+    show(f"{'round':>5}" + "".join(f"{name + ' s/step':>20}" for name in SIDES))
+    pairs = [("rlattn", "TRL"), ("with credit", "rlattn")]
+    ratios: dict[str, list[float]] = {f"{one} / {other}": [] for one, other in pairs}
     for round_number in range(rounds + 1):
-        order: list[type[GRPOTrainer]] = [GRPOTrainer, AttentionGRPOTrainer]
-        if round_number % 2:
-            order.reverse()
-        seconds = {trainer: _seconds_a_step(trainer, str(policy), steps) for trainer in order}
-        plain, ours = seconds[GRPOTrainer], seconds[AttentionGRPOTrainer]
+        turn = round_number % len(SIDES)
+        order = [*SIDES][turn:] + [*SIDES][:turn]
+        seconds = {name: _seconds_a_step(SIDES[name], str(policy), steps) for name in order}
         if round_number:
-            ratios.append(ours / plain)
-            show(f"{round_number:5} {plain:11.3f} {ours:14.3f} {ours / plain:7.3f}")
-    show(f"rlattn / TRL: median {median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f} in {rounds} rounds")
-    return median(ratios)
+            show(f"{round_number:5}" + "".join(f"{seconds[name]:20.3f}" for name in SIDES))
+            for one, other in pairs:
+                ratios[f"{one} / {other}"].append(seconds[one] / seconds[other])
+    for pair, values in ratios.items():
+        show(f"{pair}: median {median(values):.3f}, from {min(values):.3f} to {max(values):.3f} in {rounds} rounds")
+    return {pair: median(values) for pair, values in ratios.items()}
 
 
-def _seconds_a_step(trainer_class: type[GRPOTrainer], policy: str, steps: int) -> float:
+def _seconds_a_step(make: Callable[..., GRPOTrainer], policy: str, steps: int) -> float:
     def even_tokens(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 
     rows = list(Arithmetic(train_rows=64).rows("train"))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_class(
+        trainer = make(
             model=policy,
             reward_funcs=even_tokens,
             args=GRPOConfig(
                 output_dir=folder,
                 max_steps=steps,
+                learning_rate=0.0,  # the policies must not part: all sides write the same tokens
                 per_device_train_batch_size=32,
                 num_generations=8,
                 max_completion_length=64,

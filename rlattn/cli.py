@@ -208,7 +208,7 @@ def bench_step(
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 7,
     steps: Annotated[int, typer.Option(min=1, help="Training steps a measurement.")] = 6,
 ) -> None:
-    """One training step against plain TRL's, on the CPU, in turn."""
+    """One training step, without and with credit, against plain TRL's; on the CPU, in turn."""
     _quiet()
     from rlattn.bench import bench_step as measure
 
