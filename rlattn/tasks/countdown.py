@@ -127,21 +127,26 @@ class Countdown:
 
     def gold(self, row: "Row") -> str:
         """The stored solution, worked, without a search."""
-        return f"<think> {_work(_parse(row['solution']), row['target'])} </think> <answer> {row['solution']} </answer>"
+        line, _ = _work(_parse(row["solution"]), row["target"], Random(0), 0.0)
+        return f"<think> {line} </think> <answer> {row['solution']} </answer>"
 
     def trace(self, row: "Row", rng: Random, noise: float) -> str:
-        """A search: up to three different failed attempts, then the solution.
+        """A search: up to three failed attempts, then the solution; the first that seems right is answered.
 
-        With chance `noise` (in [0, 1]) a failed attempt passes for a solution and is answered.
+        With chance `noise` (in [0, 1]) a worked step has a wrong result: a failure may pass for a solution, and the
+        solution for a failure.
         """
-        solution = _parse(row["solution"])
-        lines = []
-        for expression in [*_failures(row, rng, rng.randint(0, 3)), solution]:
-            passes = expression == solution or rng.random() < noise
-            lines.append(_work(expression, row["target"], passes))
-            if passes:
-                return f"<think> {' '.join(lines)} </think> <answer> {_text(expression)} </answer>"
-        raise AssertionError("the solution passes")
+        attempts = list(_failures(row, rng, rng.randint(0, 3)))
+        lines, answer = [], row["solution"]
+        for expression in [*attempts, _parse(row["solution"])]:
+            answer = _text(expression)
+            line, reached = _work(expression, row["target"], rng, noise)
+            lines.append(line)
+            if reached:
+                break
+        else:  # the solution was worked wrongly: guess
+            answer = _text(_draw(row["numbers"], rng))
+        return f"<think> {' '.join(lines)} </think> <answer> {answer} </answer>"
 
 
 def _prompt(numbers: list[int], target: int) -> str:
@@ -207,24 +212,26 @@ def _exact(node: ast.expr) -> Fraction:
 
 
 def _failures(row: "Row", rng: Random, count: int) -> Iterator[Expression]:
-    """Up to `count` different attempts that stay in the whole numbers and miss the target; a few problems have none."""
-    draws = dict.fromkeys(_draw(row["numbers"], rng) for _ in range(100 * count))
+    """Up to `count` random attempts that stay in the whole numbers and miss the target; a few problems have none."""
+    draws = (_draw(row["numbers"], rng) for _ in range(100 * count))
     return islice((draw for draw in draws if _value(draw) not in (None, row["target"])), count)
 
 
-def _work(expression: Expression, target: int, passes: bool | None = None) -> str:
-    """An attempt, such as `( 3 + 7 ) * 2 : 3 + 7 = 10 , 10 * 2 = 20 , no .`; the verdict is `passes`, or the truth."""
+def _work(expression: Expression, target: int, rng: Random, noise: float) -> tuple[str, bool]:
+    """An attempt, such as `( 3 + 7 ) * 2 : 3 + 7 = 10 , 10 * 2 = 20 , no .`, and whether it seems to hit the target."""
     steps: list[str] = []
 
-    def evaluate(part: Expression) -> int | None:
+    def evaluate(part: Expression, last: bool) -> int | None:
         if isinstance(part, int):
             return part
-        left, sign, right = evaluate(part[0]), part[1], evaluate(part[2])
+        left, sign, right = evaluate(part[0], False), part[1], evaluate(part[2], False)
         result = _apply(left, sign, right)
+        if result is not None and rng.random() < noise:
+            # the error that costs: a last step that is believed to hit, or to miss
+            result = target if last and result != target else min(result + rng.choice((1, 10)), LARGEST_RESULT)
         if result is not None:
             steps.append(f"{left} {sign} {right} = {result} ,")
         return result
 
-    reached = evaluate(expression) == target
-    verdict = reached if passes is None else passes
-    return f"{_text(expression)} : {' '.join(steps)} {'yes' if verdict else 'no'} ."
+    reached = evaluate(expression, True) == target
+    return f"{_text(expression)} : {' '.join(steps)} {'yes' if reached else 'no'} .", reached
