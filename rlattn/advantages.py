@@ -69,7 +69,7 @@ def group_advantages(
 
 
 def apply_gates(rewards_BK: Tensor, gates: Mapping[int, int]) -> Tensor:
-    """A gated reward counts as 0 where the reward it requires is not met (below 1, or neutral).
+    """A gated reward counts as 0 where the reward it requires is below 1, and is neutral where that one is.
 
     Args:
         rewards_BK: NaN where neutral, which a gated reward stays.
@@ -77,8 +77,9 @@ def apply_gates(rewards_BK: Tensor, gates: Mapping[int, int]) -> Tensor:
     """
     gated_BK = rewards_BK.clone()
     for gated, required in gates.items():
-        unmet_B = ~(rewards_BK[:, required] >= 1) & ~rewards_BK[:, gated].isnan()
-        gated_BK[:, gated] = gated_BK[:, gated].masked_fill(unmet_B, 0)
+        needed_B, given_B = rewards_BK[:, required], rewards_BK[:, gated]
+        unmet_B = (needed_B < 1) & ~given_B.isnan()
+        gated_BK[:, gated] = given_B.masked_fill(unmet_B, 0).masked_fill(needed_B.isnan(), torch.nan)
     return gated_BK
 
 

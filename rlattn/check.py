@@ -10,12 +10,12 @@ from rlattn.errors import HubUnreachable, UserError, describe
 from rlattn.grpo_fields import load_fields
 from rlattn.hub import go_offline_if_unreachable
 from rlattn.memory import MemoryEstimate, count_parameters, estimate_memory, lora_parameters
-from rlattn.model_size import NoSuchLayer
+from rlattn.model_size import MOST_LAYERS, NoSuchLayer
 from rlattn.paths import shipped_dir
 from rlattn.plugins import build_credit, build_rewards, build_task
-from rlattn.recipe import TINY_POLICY, Recipe
+from rlattn.recipe import TINY_LAYERS, TINY_POLICY, Recipe
 from rlattn.rows import rows_of
-from rlattn.rules import check_installed, check_recipe, generation_batch, number
+from rlattn.rules import check_installed, check_layers, check_recipe, generation_batch, number
 from rlattn.tasks import DatasetTask, Split, Task, WarmStartable
 from rlattn.types import Messages
 
@@ -92,6 +92,7 @@ def check_policy(recipe: Recipe, task: Task | None = None) -> dict[str, Any]:
     """The policy's config.json, if it is not made here. Raises UserError where there is none."""
     policy = recipe.policy
     if policy.path == TINY_POLICY:
+        check_layers(recipe, ("full_attention",) * TINY_LAYERS)
         if task is not None and not isinstance(task, WarmStartable):
             raise UserError(
                 "policy.path",
@@ -104,6 +105,10 @@ def check_policy(recipe: Recipe, task: Task | None = None) -> dict[str, Any]:
     config = model_config(policy.path, policy.revision)
     if not isinstance(config.get("model_type"), str):
         raise UserError("policy.path", f"{policy.path} has a config.json without a model_type.", "Is it a model?")
+    text = config.get("text_config") or config
+    layers = text.get("num_hidden_layers")
+    if isinstance(layers, int) and 0 < layers <= MOST_LAYERS:
+        check_layers(recipe, tuple(text.get("layer_types") or ("full_attention",) * layers))
     return config
 
 

@@ -35,6 +35,6 @@ def describe(error: BaseException) -> str:
     """An exception of somebody's code on one line, even one that cannot print itself."""
     try:
         text = " ".join(str(error).split())
-    except Exception:
+    except BaseException:
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

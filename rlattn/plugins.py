@@ -2,8 +2,9 @@
 
 import importlib
 import inspect
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,29 @@ def _build(spec: Plugin, kind: str | None, table: Mapping[str, type], protocol: 
         raise UserError(
             key, f"unknown {where.partition('.')[0].removesuffix('s')} '{kind}'.", did_you_mean(kind, table)
         )
-    built = _construct(cls, spec.options, where)
+    built = _construct(cls, spec.options, where, set(type(spec).model_fields))
     if not isinstance(built, protocol):
         missing = [name for name in CALLS[protocol] if not callable(getattr(built, name, None))]
         raise UserError(f"{where}.python", f"{spec.python} lacks the method {missing[0]}().", "See the README.")
     check_methods(built, CALLS[protocol], where)
+    if protocol is Reward:
+        _check_reward(built, where)
     return built
+
+
+def _check_reward(reward: Any, where: str) -> None:
+    """What a reward says about itself besides its score (`rlattn/rewards/__init__.py`)."""
+    optional = {"prepare": 1, "tokens": 1, "parts": 1, "state_dict": 0, "load_state_dict": 1, "bind": 1}
+    check_methods(reward, {name: n for name, n in optional.items() if callable(getattr(reward, name, None))}, where)
+    lag = getattr(reward, "lag", None)
+    if lag is not None and (not isinstance(lag, int) or lag < 1):
+        raise UserError(f"{where}.lag", f"expected a whole number of steps, at least 1, got {lag!r}.")
+    if hasattr(reward, "parts"):
+        count, weight = getattr(reward, "part_count", None), getattr(reward, "part_weight", None)
+        if not isinstance(count, int) or count < 1:
+            raise UserError(f"{where}.part_count", f"a reward with parts() says how many at most, got {count!r}.")
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise UserError(f"{where}.part_weight", f"a reward with parts() says what they weigh, got {weight!r}.")
 
 
 def _import(path: str, where: str) -> type:
@@ -91,7 +109,7 @@ def _import(path: str, where: str) -> type:
     return cls
 
 
-def _construct(cls: type, options: dict[str, Any], where: str) -> Any:
+def _construct(cls: type, options: dict[str, Any], where: str, spec_keys: Set[str] = frozenset()) -> Any:
     try:
         parameters = inspect.signature(cls).parameters
     except ValueError:
@@ -102,7 +120,8 @@ def _construct(cls: type, options: dict[str, Any], where: str) -> Any:
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in options:
         if key not in names and not takes_any:
-            hint = did_you_mean(key, names) if names else "It takes no options."
+            shared = spec_keys - {"kind", "python"}
+            hint = did_you_mean(key, names | shared) if names | shared else "It takes no options."
             raise UserError(f"{where}.{key}", f"unknown option of {cls.__name__}.", hint)
     try:
         return TypeAdapter(cls).validate_python(options) if is_dataclass(cls) else cls(**options)

@@ -17,6 +17,7 @@ from rlattn.yaml_text import dump_yaml, override, parse_yaml
 TINY_POLICY = "tiny-reasoner"
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 TINY_CONTEXT = 2048  # tokens, prompt and completion together
+TINY_LAYERS = 3
 
 # Keys of GRPOConfig that another part of a recipe owns, and where each lives.
 OWNED_ELSEWHERE = {
@@ -113,11 +114,11 @@ class Plugin(BaseModel):
 
 
 class RewardSpec(Plugin):
-    weight: float = Field(default=1.0, allow_inf_nan=False, strict=True)
+    weight: float = Field(default=1.0, ge=-1e6, le=1e6, allow_inf_nan=False, strict=True)
     requires: Text | None = None  # another reward: this one counts only where that one is at least 1
     warmup: float = Field(default=0.0, ge=0, le=1)  # the share of the run in which the weight rises from 0
     decay: float = Field(default=0.0, ge=0, le=1)  # the share of the run, at its end, in which it falls to 0
-    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds for one score, in a process apart
+    timeout: float | None = Field(default=None, gt=0, le=86_400)  # seconds for one score, in a process apart
 
     @model_validator(mode="after")
     def _ramps_fit(self) -> Self:
@@ -142,7 +143,11 @@ class Rewards(BaseModel):
     @classmethod
     def _bare_names(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
-            return {name: {} if spec is None else spec for name, spec in data.items()}
+            for name, spec in data.items():
+                if name not in cls.model_fields and not isinstance(spec, Mapping | RewardSpec | None):
+                    hint = did_you_mean(name, cls.model_fields)
+                    raise UserError(f"rewards.{name}", f"expected a section of keys, got {spec!r}.", hint)
+            return {k: {} if v is None and k not in cls.model_fields else v for k, v in data.items()}
         return data
 
     @model_validator(mode="after")
@@ -160,6 +165,13 @@ class Rewards(BaseModel):
                     f"no other reward '{spec.requires}'.",
                     did_you_mean(spec.requires, others),
                 )
+        for name in self.named:
+            chain = [name]
+            while (required := self.named[chain[-1]].requires) is not None:
+                if required in chain:
+                    circle = " -> ".join([*chain, required])
+                    raise UserError(f"rewards.{name}.requires", f"goes in a circle: {circle}.", "Drop one of them.")
+                chain.append(required)
         return self
 
 

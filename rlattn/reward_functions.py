@@ -39,7 +39,9 @@ class Guarded:
             returned = list(self.function(prompts=prompts, **inputs))
             if len(returned) != len(prompts):
                 raise ValueError(f"returned {len(returned)} rewards for {len(prompts)} rollouts")
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             returned, problems = [None] * len(prompts), [describe(error)] * len(prompts)
         else:
             checked = [score_safely(_Given(value), None) for value in returned]  # type: ignore[arg-type]
@@ -93,7 +95,9 @@ class RewardFunction(Guarded):
                 if len(notes) != len(rollouts):
                     raise ValueError(f"prepare() returned {len(notes)} notes for {len(rollouts)} rollouts")
                 rollouts = [replace(rollout, note=note) for rollout, note in zip(batch.rollouts, notes)]
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 problem = f"prepare() failed: {describe(error)}"
         if problem:
             results: list[tuple[float | None, str]] = [(None, problem)] * len(rollouts)
@@ -101,9 +105,14 @@ class RewardFunction(Guarded):
             results = self.worker.score(rollouts)
         else:
             results = [score_safely(self.reward, rollout) for rollout in rollouts]
-        self.token_masks = [self._tokens(rollout) for rollout in rollouts] if hasattr(self.reward, "tokens") else []
-        self.parts = [self._parts(rollout) for rollout in rollouts] if hasattr(self.reward, "parts") else []
         values, problems = [value for value, _ in results], [problem for _, problem in results]
+        self.token_masks, self.parts = [], []
+        for place, rollout in enumerate(rollouts):
+            mask, parts, problem = self._spoken_for(rollout)
+            self.token_masks.append(mask)
+            self.parts.append(parts)
+            if problem:
+                values[place], problems[place] = None, problem
         return self.report(values, problems, [rollout.completion for rollout in rollouts])
 
     def _rollouts(self, prompts: list, completion_ids: list[list[int]], rows: list[dict]) -> list[Rollout]:
@@ -125,21 +134,39 @@ class RewardFunction(Guarded):
             )
         return rollouts
 
-    def _tokens(self, rollout: Rollout) -> list[bool] | None:
-        """The tokens that the reward names; all of them where it fails to name one flag a token."""
+    def _spoken_for(self, rollout: Rollout) -> tuple[list[bool] | None, list[Part], str]:
+        """The tokens and the parts that the reward names, and what went wrong; all tokens and no parts then."""
+        length = len(rollout.completion_ids)
+        reward: Any = self.reward
         try:
-            mask = self.reward.tokens(rollout)  # type: ignore[attr-defined]
-            return mask if mask is None or len(mask) == len(rollout.completion_ids) else None
-        except Exception:
-            return None
+            mask = reward.tokens(rollout) if hasattr(reward, "tokens") else None
+            mask = None if mask is None else _flags(mask, length)
+            parts = list(reward.parts(rollout)) if hasattr(reward, "parts") else []
+            if len(parts) > reward_parts(reward):
+                raise ValueError(f"gave {len(parts)} parts, its part_count is {reward_parts(reward)}")
+            return mask, [(_finite(value), _flags(part_mask, length)) for value, part_mask in parts], ""
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return None, [], f"its tokens or parts: {describe(error)}"
 
-    def _parts(self, rollout: Rollout) -> list[Part]:
-        try:
-            parts = list(self.reward.parts(rollout))  # type: ignore[attr-defined]
-            sound = all(len(mask) == len(rollout.completion_ids) for _, mask in parts)
-            return parts[: self.reward.part_count] if sound else []  # type: ignore[attr-defined]
-        except Exception:
-            return []
+
+def reward_parts(reward: Any) -> int:
+    return int(getattr(reward, "part_count", 0))
+
+
+def _flags(mask: Any, length: int) -> list[bool]:
+    flags = list(mask)
+    if len(flags) != length or not all(isinstance(flag, bool | int) for flag in flags):
+        raise ValueError(f"expected {length} of True or False, one a token")
+    return [bool(flag) for flag in flags]
+
+
+def _finite(value: Any) -> float | None:
+    number, problem = score_safely(_Given(value), None)  # type: ignore[arg-type]
+    if problem:
+        raise ValueError(f"a part's value {problem}")
+    return number
 
 
 class _Given:

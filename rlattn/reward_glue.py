@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from rlattn.advantages import part_advantages, restrict_to_tokens
 from rlattn.credit import schedule
-from rlattn.errors import UserError
+from rlattn.errors import UserError, describe
 from rlattn.generation import generate_texts
 from rlattn.lagged import LaggedPolicy
 from rlattn.reward_functions import Guarded, RewardFunction
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from rlattn.trainer import AttentionGRPOTrainer
 
 STATE_FILE = "rewards.json"  # in a checkpoint
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,12 @@ def bind_rewards(trainer: AttentionGRPOTrainer) -> dict[int, LaggedPolicy]:
     for function in functions:
         reward: Any = function.reward
         if hasattr(reward, "bind"):
-            reward.bind(trainer)
+            try:
+                reward.bind(trainer)
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(f"rewards.{function.__name__}", f"its bind() failed: {describe(error)}.") from None
         if (hasattr(reward, "tokens") or hasattr(reward, "parts")) and trainer.importance_sampling_level == "sequence":
             raise UserError(
                 "trainer.importance_sampling_level",
@@ -81,8 +89,21 @@ def weights_now(trainer: AttentionGRPOTrainer, base_K: Tensor, options: RewardOp
     for k, name in enumerate(trainer.reward_func_names):
         warmup, decay = options.ramps.get(name, (0.0, 0.0))
         weights_K[k] *= schedule(trainer.state.global_step, max(1, trainer.state.max_steps), warmup, decay)
-        weights_K[k] *= getattr(getattr(trainer.reward_funcs[k], "reward", None), "multiplier", 1.0)
+        weights_K[k] *= multiplier_of(trainer.reward_funcs[k])
     return weights_K
+
+
+def multiplier_of(function: Any) -> float:
+    """What a reward multiplies its weight by; 1 where what it says is no finite number."""
+    try:
+        multiplier = float(getattr(getattr(function, "reward", None), "multiplier", 1.0))
+        if math.isfinite(multiplier):
+            return multiplier
+        problem = f"is {multiplier}"
+    except Exception as error:
+        problem = describe(error)
+    logger.warning("reward '%s': its multiplier counts as 1: %s", function.__name__, problem)
+    return 1.0
 
 
 def check_failures(trainer: AttentionGRPOTrainer, rows: int, limit: float) -> dict[str, float]:
@@ -106,13 +127,12 @@ def check_failures(trainer: AttentionGRPOTrainer, rows: int, limit: float) -> di
     return {f"rewards/{name}/failed": n for name, n in zip(trainer.reward_func_names, failed_K, strict=True)}
 
 
-def measured(
-    measure: Callable[[str, Any], dict[str, float]], completions: Sequence[str], rows: Sequence[Any]
-) -> dict[str, float]:
-    """The mean of every number that `measure` gives, over the rollouts of all ranks that have it. Collective."""
-    found = gather_object([measure(text, row) for text, row in zip(completions, rows, strict=True)])
-    names = sorted({name for numbers in found for name in numbers})
-    return {name: fmean(numbers[name] for numbers in found if name in numbers) for name in names}
+def mean_by_name(numbers: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of every number over all entries of all ranks that have it and where it is finite. Collective."""
+    found = gather_object(list(numbers))
+    names = sorted({name for entry in found for name in entry})
+    values = {name: [entry[name] for entry in found if math.isfinite(entry.get(name, math.nan))] for name in names}
+    return {name: fmean(given) if given else math.nan for name, given in values.items()}
 
 
 def token_advantages(
@@ -145,11 +165,13 @@ def token_advantages(
 
 def save_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy], folder: Path) -> None:
     """The state of rewards and lagged policies, into a checkpoint. One rank only: it is the same on all."""
-    states = {
-        name: function.reward.state_dict()  # type: ignore[attr-defined]
-        for name, function in zip(trainer.reward_func_names, trainer.reward_funcs, strict=True)
-        if isinstance(function, RewardFunction) and hasattr(function.reward, "state_dict")
-    }
+    states = {}
+    for name, function in zip(trainer.reward_func_names, trainer.reward_funcs, strict=True):
+        if isinstance(function, RewardFunction) and hasattr(function.reward, "state_dict"):
+            try:
+                states[name] = json.loads(json.dumps(function.reward.state_dict()))
+            except Exception as error:
+                logger.warning("reward '%s': its state is not in the checkpoint: %s", name, describe(error))
     if states:
         (folder / STATE_FILE).write_text(json.dumps(states), encoding="utf-8")
     for every, policy in lagged.items():

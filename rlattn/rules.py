@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from rlattn.errors import UserError, did_you_mean
 from rlattn.grpo_fields import load_fields
 from rlattn.recipe import TINY_CONTEXT, TINY_POLICY, Recipe
+from rlattn.types import ATTENTION_LAYERS
 
 INSTALL = {"wandb": "wandb", "trackio": "'rlattn[trackers]'", "tensorboard": "'rlattn[trackers]'"}
 
@@ -48,6 +49,18 @@ def check_recipe(recipe: Recipe, ranks: int = 1) -> list[str]:
     if all(spec.weight == 0 for spec in recipe.rewards.named.values()):
         warnings.append("rewards: every weight is 0, so nothing is learned.")
     return warnings
+
+
+def check_layers(recipe: Recipe, layer_types: tuple[str, ...]) -> None:
+    """Credit reads attention layers of the policy; a hybrid's others have no queries and keys."""
+    if recipe.credit is None:
+        return
+    usable = [i for i, kind in enumerate(layer_types) if kind in ATTENTION_LAYERS]
+    if not usable:
+        raise UserError("credit", "the policy has no full-attention layer to read.", "Leave credit out for it.")
+    for layer in recipe.attention.layers or ():
+        if layer not in usable:
+            raise UserError("attention.layers", f"layer {layer} cannot be read.", f"This policy's are {usable}.")
 
 
 def check_installed(recipe: Recipe) -> None:

@@ -10,7 +10,6 @@ import torch
 from transformers import GenerationConfig, PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
-from rlattn.attention.heads import usable_layers
 from rlattn.data import eval_examples, train_data
 from rlattn.distributed import start_deepspeed
 from rlattn.errors import UserError, describe, did_you_mean
@@ -23,7 +22,7 @@ from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
 from rlattn.reward_functions import RewardFunction
 from rlattn.reward_glue import RewardOptions
-from rlattn.rules import check_installed, check_recipe, number
+from rlattn.rules import check_installed, check_layers, check_recipe, number
 from rlattn.tasks import Task
 from rlattn.trainer import COMBINE, AttentionGRPOTrainer
 
@@ -66,7 +65,7 @@ def prepare(recipe: Recipe) -> Setup:
 
         policy = prepare_policy(recipe.policy, task, show if is_main() else None)
     check_lengths(recipe, policy, examples)
-    check_layers(recipe, policy)
+    check_layers(recipe, policy.layer_types)
     kwargs = template_kwargs(recipe)
     return Setup(
         recipe=recipe,
@@ -168,19 +167,6 @@ def check_lengths(recipe: Recipe, policy: PolicySource, examples: list[Example])
             f"{policy.context} tokens.",
             f"At most {max(policy.context - prompt, 0)}.",
         )
-
-
-def check_layers(recipe: Recipe, policy: PolicySource) -> None:
-    """Credit reads full-attention layers; a hybrid's other layers have no queries and keys."""
-    if recipe.credit is None:
-        return
-    try:
-        usable = usable_layers(policy.layer_types)
-    except ValueError as error:
-        raise UserError("credit", f"{error}.", "Leave credit out for this policy.") from None
-    for layer in recipe.attention.layers or ():
-        if layer not in usable:
-            raise UserError("attention.layers", f"layer {layer} cannot be read.", f"This policy's are {list(usable)}.")
 
 
 def check_generation(recipe: Recipe) -> None:

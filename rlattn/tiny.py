@@ -22,7 +22,7 @@ from filelock import FileLock
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from rlattn.recipe import TINY_CONTEXT
+from rlattn.recipe import TINY_CONTEXT, TINY_LAYERS
 from rlattn.types import WarmStart
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
         vocab_size=len(tokenizer),
         hidden_size=160,
         intermediate_size=480,
-        num_hidden_layers=3,
+        num_hidden_layers=TINY_LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=40,

@@ -24,7 +24,7 @@ from rlattn.reward_glue import (
     check_failures,
     guard,
     load_rewards,
-    measured,
+    mean_by_name,
     save_rewards,
     token_advantages,
     weights_now,
@@ -76,6 +76,14 @@ class AttentionGRPOTrainer(GRPOTrainer):
                 "credit needs importance_sampling_level='token': one ratio a sequence spreads every token's gradient "
                 "over all of them, so weights would not stay where they are put"
             )
+        if credit is not None and (isinstance(credit, type) or not callable(credit)):
+            raise TypeError(f"credit: expected a rule such as CREDIT_RULES['coupled_rhythm'](), got {credit!r}")
+        for name, given, wanted in (
+            ("attention", attention, AttentionOptions),
+            ("credit_options", credit_options, CreditOptions),
+        ):
+            if given is not None and not isinstance(given, wanted):
+                raise TypeError(f"{name}: expected {wanted.__name__}, got {type(given).__name__}")
         self.credit = credit
         self.attention = attention or AttentionOptions()
         self.credit_options = credit_options or CreditOptions()
@@ -104,7 +112,8 @@ class AttentionGRPOTrainer(GRPOTrainer):
             log(f"rewards/{name}/weight", weight)
         if self.measure:
             texts = [decode(self._tokenizer, ids) for ids in completion_ids_list]
-            for name, value in measured(self.measure, texts, [example["row"] for example in inputs]).items():
+            numbers = [self.measure(text, example["row"]) for text, example in zip(texts, inputs, strict=True)]
+            for name, value in mean_by_name(numbers).items():
                 log(f"task/{name}", value)
         return self._rewards_BK
 
@@ -181,10 +190,9 @@ class AttentionGRPOTrainer(GRPOTrainer):
         signals = captured.signals(share=self.attention.share, heads=self._heads, entropy_BN=entropy_BN)
         draw = self._step * self.accelerator.num_processes + self.accelerator.process_index
         credit = compute_credit(self.credit, signals, step=draw)
-        names = sorted(credit.metrics)
-        values_K = torch.stack([credit.metrics[name].float().to(mask_BN.device) for name in names])
-        for name, value in zip(names, self.accelerator.gather(values_K[None]).nanmean(dim=0).tolist()):
-            self._metrics["train"][name].append(value)
+        # As objects: a rule that failed on one rank has other metrics there.
+        for name, value in mean_by_name([{n: float(v) for n, v in credit.metrics.items()}]).items():
+            self.log_value(name, value)
         options = self.credit_options
         strength = schedule(self.state.global_step, max(1, self.state.max_steps), options.warmup, options.decay)
         return scheduled_weights(credit.weights_BN[:, -completion_length:], strength)

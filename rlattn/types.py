@@ -111,6 +111,15 @@ class Credit:
     """Scalars by name (`credit/mean`, …)."""
 
 
+LONGEST = 10_000_000  # tokens
+ATTENTION_LAYERS = ("full_attention", "sliding_attention")  # transformers' names of the layers with queries and keys
+CHOICES = {
+    "rows": ("token", "predictor"),
+    "scope": ("sequence", "batch", "calibrated"),
+    "backend": ("torch", "triton"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionOptions:
     """What is read from the policy's attention (arXiv 2510.13554, section 4)."""
@@ -131,11 +140,15 @@ class AttentionOptions:
     """What computes the metrics: PyTorch anywhere, or fused kernels on CUDA."""
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"window: expected at least 1, got {self.window}")
+        if not 1 <= self.window <= LONGEST:
+            raise ValueError(f"window: expected 1 to {LONGEST:,}, got {self.window}")
         low, high = self.horizon
-        if not 0 <= low <= high:
-            raise ValueError(f"horizon: expected [low, high] with 0 <= low <= high, got {list(self.horizon)}")
+        if not 0 <= low <= high <= LONGEST:
+            wanted = f"[low, high] with 0 <= low <= high <= {LONGEST:,}"
+            raise ValueError(f"horizon: expected {wanted}, got {list(self.horizon)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected {' or '.join(choices)}, got {getattr(self, name)!r}")
         if not 0 < self.share <= 0.5:
             raise ValueError(f"share: expected more than 0 and at most 0.5, got {self.share}")
         if self.layers is not None and (not self.layers or min(self.layers) < 0):
@@ -154,5 +167,7 @@ class CreditOptions:
     """The share of the run, at its end, in which they fall back to 1."""
 
     def __post_init__(self) -> None:
+        if self.sign not in ("both", "positive", "negative"):
+            raise ValueError(f"sign: expected both, positive or negative, got {self.sign!r}")
         if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
             raise ValueError(f"warmup: expected warmup + decay within 0 to 1, got {self.warmup} and {self.decay}")

@@ -10,10 +10,11 @@ from trl import GRPOTrainer
 
 from rlattn import AttentionGRPOTrainer
 from rlattn.credit import CREDIT_RULES
+from rlattn.credit.base import compute_credit
 from rlattn.errors import UserError
 from rlattn.recipe import load_recipe
 from rlattn.setup import prepare
-from rlattn.types import AttentionOptions, CreditOptions
+from rlattn.types import AttentionOptions, Credit, CreditOptions, Signals
 
 MODES = {
     "aligned": {},
@@ -187,3 +188,69 @@ def test_uniform_is_plain_trl_bit_for_bit_after_five_steps_on_two_ranks(policy, 
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert result.stdout.count("equal") == 2, result.stderr
+
+
+class Raises:
+    def __call__(self, signals):
+        raise RuntimeError("boom")
+
+
+class Exits:
+    def __call__(self, signals):
+        raise SystemExit(3)
+
+
+class Nothing:
+    def __call__(self, signals):
+        return None
+
+
+class WrongShape:
+    def __call__(self, signals):
+        return Credit(weights_BN=signals.waad_BN[:, :3], metrics={})
+
+
+class OddMetrics:
+    def __call__(self, signals):
+        return Credit(weights_BN=torch.ones_like(signals.waad_BN), metrics={"loss": signals.waad_BN})
+
+
+class Enormous:
+    def __call__(self, signals):
+        return Credit(weights_BN=torch.full_like(signals.waad_BN, 1e38), metrics={})
+
+
+@pytest.mark.parametrize("rule", [Raises, Exits, Nothing, WrongShape, OddMetrics, Enormous])
+def test_a_failing_rule_leaves_equal_credit_and_is_counted(rule):
+    mask_BN = torch.ones(3, 5, dtype=torch.bool)
+    signals = Signals(waad_BN=torch.rand(3, 5), fai_BN=torch.rand(3, 5), mask_BN=mask_BN)
+    credit = compute_credit(rule(), signals)
+    assert torch.equal(credit.weights_BN, torch.ones(3, 5))
+    assert credit.metrics["credit/nonfinite_rows"] == 3
+
+
+def test_a_rule_that_fails_in_a_run_leaves_grpo(policy, tmp_path):  # noqa: F811
+    class Trainer(AttentionGRPOTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs, credit=Raises())
+
+    ours, plain = trained(Trainer, policy, tmp_path / "a"), trained(GRPOTrainer, policy, tmp_path / "b")
+    assert ours.state.log_history[0]["credit/nonfinite_rows"] == 8
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), ours.model.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"credit": CREDIT_RULES["random"]}, "credit"),
+        ({"credit": "random"}, "credit"),
+        ({"attention": {}}, "attention"),
+    ],
+)
+def test_a_wrong_argument_is_said_before_training(policy, tmp_path, arguments, message):  # noqa: F811
+    class Trainer(AttentionGRPOTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs, **arguments)
+
+    with pytest.raises(TypeError, match=f"{message}: expected"):
+        trained(Trainer, policy, tmp_path)

@@ -216,3 +216,30 @@ def test_rewards_that_name_tokens_move_only_their_advantage(policy, tmp_path):  
     assert difference_BT.shape == plain_BT.shape
     assert torch.equal(turns_BT[:, 3:], plain_BT[:, 3:])
     assert not torch.equal(turns_BT[:, :3], plain_BT[:, :3])
+
+
+class Misbehaving(Parity):
+    part_count, part_weight, multiplier = 1, 1.0, "x"
+
+    def __init__(self, mask, parts):
+        self.mask, self.given = mask, parts
+
+    def tokens(self, rollout):
+        return self.mask
+
+    def parts(self, rollout):
+        return self.given
+
+    def state_dict(self):
+        return {1j: self}
+
+
+@pytest.mark.parametrize(
+    ("mask", "parts"),
+    [("abc", []), ([None], []), (None, [("x", [])]), (None, [1]), (None, [(1.0, [True])] * 2), (3, 4)],
+)
+def test_tokens_and_parts_that_make_no_sense_are_counted_and_neutral(policy, tmp_path, mask, parts):  # noqa: F811
+    odd = Misbehaving(mask, parts)
+    options = RewardOptions(requires={}, ramps={}, max_failed_share=1)
+    trainer = trained(policy, tmp_path, {"odd": odd}, options=options, max_steps=1, save_strategy="steps", save_steps=1)
+    assert trainer.state.log_history[0]["rewards/odd/failed"] == 8

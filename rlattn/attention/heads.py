@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rlattn.types import ATTENTION_LAYERS
+
 
 def choose_layers(layer_count: int, usable: Collection[int] | None = None) -> tuple[int, ...]:
     """The layers to read, 0-based: five evenly spaced ones in the middle third (arXiv 2510.13554).
@@ -44,7 +46,7 @@ def layer_types(config: Any) -> tuple[str, ...]:
 
 def usable_layers(types: Sequence[str]) -> tuple[int, ...]:
     """The layers with queries and keys to read. Raises ValueError where there is none."""
-    usable = tuple(i for i, kind in enumerate(types) if kind in ("full_attention", "sliding_attention"))
+    usable = tuple(i for i, kind in enumerate(types) if kind in ATTENTION_LAYERS)
     if not usable:
         raise ValueError("the model has no full-attention layer: there is no attention to read")
     return usable

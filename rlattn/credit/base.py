@@ -5,18 +5,24 @@ torch is slow or missing.
 """
 
 import inspect
-import math
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 from rlattn.credit.diagnostics import diagnose
 from rlattn.credit.selection import Select, incomplete_rows
+from rlattn.errors import describe
 from rlattn.types import Credit, Signals
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Normalize = Literal["none", "mean_one"]
+COUNTER = "credit/nonfinite_rows"
+LARGEST_AMPLIFICATION = 100.0
+LARGEST_WEIGHT = 1e4
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -54,8 +60,8 @@ class Amplify:
     needs_entropy: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.amplification) and self.amplification >= 1):
-            raise ValueError(f"amplification: expected a number of at least 1, got {self.amplification}")
+        if not 1 <= self.amplification <= LARGEST_AMPLIFICATION:
+            raise ValueError(f"amplification: expected 1 to {LARGEST_AMPLIFICATION:g}, got {self.amplification}")
         if not 0 < self.top_fraction <= 1:
             raise ValueError(f"top_fraction: expected more than 0 and at most 1, got {self.top_fraction}")
         check_choice("normalize", self.normalize, get_args(Normalize))
@@ -113,15 +119,28 @@ def attention_failed(signals: Signals) -> "Tensor":
 
 
 def compute_credit(rule: CreditRule, signals: Signals, step: int = 0) -> Credit:
-    """The rule's credit, checked. The way to call any rule, a user's own included."""
-    credit = rule(signals, step=step) if "step" in inspect.signature(rule).parameters else rule(signals)
-    return check_weights(credit, signals)
+    """The rule's credit, checked. The way to call any rule, a user's own included: one that fails cannot end a run.
+
+    A rule that raises, or gives no weights of the mask's shape, leaves GRPO's equal credit; every rollout of the batch
+    counts in `credit/nonfinite_rows`, and the first failure is logged.
+    """
+    try:
+        credit = rule(signals, step=step) if "step" in inspect.signature(rule).parameters else rule(signals)
+        return check_weights(credit, signals)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        logger.warning("credit rule %s failed, its weights are 1: %s", type(rule).__name__, describe(error))
+        ones_BN = signals.mask_BN.float().new_ones(signals.mask_BN.shape)
+        failed = ones_BN.new_tensor(float(len(ones_BN)))
+        return Credit(weights_BN=ones_BN, metrics={**diagnose(ones_BN, signals), COUNTER: failed})
 
 
 def check_weights(credit: Credit, signals: Signals) -> Credit:
     """A user's rule cannot spoil a run: a row with a negative or non-finite weight gets 1 everywhere.
 
-    Such rows count in `credit/nonfinite_rows`. A rule without diagnostics gets the usual ones, its own metrics kept.
+    So does a row with a weight above LARGEST_WEIGHT, which would overflow the loss. Such rows count in
+    `credit/nonfinite_rows`. A rule without diagnostics gets the usual ones; of its own metrics the scalars are kept.
     Weights come out float32, detached, and 1 outside the response whatever the rule wrote there.
 
     Raises:
@@ -131,8 +150,12 @@ def check_weights(credit: Credit, signals: Signals) -> Credit:
         shapes = f"{tuple(credit.weights_BN.shape)}, the response mask {tuple(signals.mask_BN.shape)}"
         raise ValueError(f"credit rule: its weights have shape {shapes}")
     weights_BN = credit.weights_BN.detach().float()
-    invalid_B = ((~weights_BN.isfinite() | (weights_BN < 0)) & signals.mask_BN).any(dim=1)
+    sound_BN = weights_BN.isfinite() & (weights_BN >= 0) & (weights_BN <= LARGEST_WEIGHT)
+    invalid_B = (~sound_BN & signals.mask_BN).any(dim=1)
     weights_BN = weights_BN.masked_fill(~signals.mask_BN | invalid_B[:, None], 1)
-    counter = "credit/nonfinite_rows"
-    metrics = {**({} if counter in credit.metrics else diagnose(weights_BN, signals)), **credit.metrics}
-    return Credit(weights_BN=weights_BN, metrics={**metrics, counter: metrics[counter] + invalid_B.sum()})
+    own = {
+        name if name.startswith("credit/") else f"credit/{name}": weights_BN.new_tensor(float(value))
+        for name, value in credit.metrics.items()
+    }
+    metrics = {**({} if COUNTER in own else diagnose(weights_BN, signals)), **own}
+    return Credit(weights_BN=weights_BN, metrics={**metrics, COUNTER: metrics[COUNTER] + invalid_B.sum()})

@@ -25,6 +25,8 @@ from rlattn.rewards.accuracy import Accuracy
 from rlattn.rewards.format import Format
 from rlattn.types import Rollout
 
+LARGEST = 1e12  # its square still fits float32
+
 
 @runtime_checkable
 class Reward(Protocol):
@@ -49,4 +51,6 @@ def score_safely(reward: Reward, rollout: Rollout) -> tuple[float | None, str]:
         raise  # the user's Ctrl-C
     except BaseException as error:
         return None, describe(error)
-    return (number, "") if math.isfinite(number) else (None, f"returned {number}")
+    if not math.isfinite(number):
+        return None, f"returned {number}"
+    return (number, "") if abs(number) <= LARGEST else (None, f"returned {number:g}, too large for float32 statistics")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
+from rlattn.errors import describe
 from rlattn.rewards import Reward, score_safely
 from rlattn.types import Rollout
 
@@ -28,8 +29,8 @@ class ScoreWorker:
         """As `score_safely` for each, with a note where it took longer than the timeout."""
         results: list[tuple[float | None, str]] = []
         while len(results) < len(rollouts):
-            pipe = self._started()
             try:
+                pipe = self._started()
                 pipe.send(list(rollouts[len(results) :]))
                 while len(results) < len(rollouts):
                     if not pipe.poll(self.seconds):
@@ -40,6 +41,10 @@ class ScoreWorker:
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 results.append((None, "ended its process"))
                 self.stop()
+            except Exception as error:  # what cannot be pickled
+                self.stop()
+                left = len(rollouts) - len(results)
+                results += [(None, f"cannot be sent to its process: {describe(error)}")] * left
         return results
 
     def stop(self) -> None:
