@@ -14,7 +14,7 @@ from rlattn.model_size import MOST_LAYERS, NoSuchLayer
 from rlattn.paths import shipped_dir
 from rlattn.plugins import build_credit, build_rewards, build_task
 from rlattn.recipe import TINY_LAYERS, TINY_POLICY, Recipe
-from rlattn.rows import rows_of
+from rlattn.rows import check_gold, rows_of
 from rlattn.rules import check_installed, check_layers, check_recipe, generation_batch, number
 from rlattn.tasks import DatasetTask, Split, Task, WarmStartable
 from rlattn.types import Messages
@@ -206,7 +206,7 @@ def prompts_of(task: Task) -> tuple[list[str | Messages], str]:
     Every row of a small local file is read and checked, the head of a large one or of a stream.
     """
     if not isinstance(task, DatasetTask):
-        rows_of(task, "eval")
+        check_gold(task)
         return [row["prompt"] for row in islice(rows_of(task, "train"), PROMPTS_MEASURED)], ""
     file = Path(task.path)
     try:

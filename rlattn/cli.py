@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -97,7 +98,7 @@ def check(
 
     parsed = load_recipe(recipe, overrides or [])
     print("\n".join(check_all(parsed, ranks=ranks, gpu_memory=gpu_memory)))
-    arguments = " ".join([recipe, *(overrides or [])])
+    arguments = shlex.join([recipe, *(overrides or [])])
     start = (
         f"rlattn train {arguments}" if ranks == 1 else f"torchrun --nproc-per-node={ranks} -m rlattn.train {arguments}"
     )

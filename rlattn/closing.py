@@ -24,7 +24,7 @@ from rlattn.types import WarmStart
 SAMPLE_SHOWN = 240  # characters
 
 
-def finish(setup: Setup, after: Evaluation | None, result: Any, seconds: float) -> None:
+def finish(setup: Setup, after: Evaluation | None, result: Any, seconds: float, start_step: int) -> None:
     """The control, the summary, the report, and what to do next. One rank, nothing collective."""
     recipe, run = setup.recipe, setup.recipe.run_dir
     rows = list(read_rows(run / "metrics.jsonl"))
@@ -33,6 +33,7 @@ def finish(setup: Setup, after: Evaluation | None, result: Any, seconds: float) 
     summary = {
         "name": recipe.name,
         "max_steps": result.global_step,
+        "start_step": start_step,  # of this session, whose seconds these are
         "seconds": round(seconds, 1),
         "tokens": tokens,
         "before": {k.removeprefix("eval/"): v for k, v in before.items() if k.startswith("eval/")} if before else None,
@@ -89,7 +90,9 @@ def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
 
 def closing_words(recipe: Recipe, summary: dict[str, Any], report: Path) -> str:
     run = recipe.run_dir
-    lines = [f"\n{recipe.name}: {summary['max_steps']} steps in {duration(summary['seconds'])}"]
+    steps = summary["max_steps"] - summary["start_step"]
+    whole = f", {summary['max_steps']} in all" if summary["start_step"] else ""
+    lines = [f"\n{recipe.name}: {steps} steps in {duration(summary['seconds'])}{whole}"]
     before, after, control = summary["before"], summary["after"], summary.get("supervised_control")
     if before and after:
         gain = 100 * (after["accuracy"] - before["accuracy"])

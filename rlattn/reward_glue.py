@@ -122,7 +122,8 @@ def check_failures(trainer: AttentionGRPOTrainer, rows: int, limit: float) -> di
             raise UserError(
                 f"rewards.{name}",
                 f"failed for {failed:.0f} of {rows} rollouts at step {trainer.state.global_step}{said}.",
-                "Mend it and start the same command again: it goes on from the last checkpoint.",
+                "Mend it and start the same command again: it goes on from the last checkpoint. Or allow more: "
+                "rewards.max_failed_share. (A key changed in the recipe is named in resume.allow_changed.)",
             )
     return {f"rewards/{name}/failed": n for name, n in zip(trainer.reward_func_names, failed_K, strict=True)}
 

@@ -7,6 +7,24 @@ from typing import Any
 from rlattn.errors import UserError, describe
 from rlattn.tasks import Row, Split, Task
 
+GOLD_CHECKED = 3
+
+
+def check_gold(task: Task) -> None:
+    """That the task's own gold answers score 1.0 under its verifier: the first held-out ones.
+
+    Raises:
+        UserError: no policy could learn this task.
+    """
+    for row in islice(rows_of(task, "eval"), GOLD_CHECKED):
+        try:
+            score = task.verify(task.gold(row), row)
+        except Exception as error:
+            raise UserError("task", f"its verify() or gold() fails on a row of its own: {describe(error)}.") from None
+        if score != 1.0:
+            text = f"its verify() scores its own gold() {score!r} on the row {str(dict(row))[:120]}"
+            raise UserError("task", f"{text}.", "Expected 1.0.")
+
 
 def rows_of(task: Task, split: Split) -> Any:
     """`task.rows(split)`, its first row checked.

@@ -1,6 +1,8 @@
 """`rlattn score`: a recipe's rewards on stored completions, without a policy. How one debugs a reward."""
 
+import atexit
 import json
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -8,7 +10,8 @@ from typing import Any
 from rlattn.errors import UserError
 from rlattn.plugins import build_rewards, build_task
 from rlattn.recipe import Recipe
-from rlattn.rewards import score_safely
+from rlattn.rewards import Reward, score_safely
+from rlattn.rewards.worker import ScoreWorker
 from rlattn.rows import check_row
 from rlattn.types import Rollout
 
@@ -23,6 +26,7 @@ def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
         UserError: the file or a line of it cannot be read.
     """
     task, rewards = build_task(recipe), build_rewards(recipe)
+    scorers = {name: _scorer(reward, recipe.rewards.named[name].timeout) for name, reward in rewards.items()}
     scored = []
     for number, row in _lines(completions):
         prompt = row.get("prompt", "")
@@ -35,7 +39,11 @@ def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
             row=row,
             task=task,
         )
-        results = {name: score_safely(reward, rollout) for name, reward in rewards.items()}
+        results = {name: score_one(rollout) for name, score_one in scorers.items()}
+        for name, spec in recipe.rewards.named.items():
+            if spec.requires and results[name][0] is not None:
+                met = results[spec.requires][0]
+                results[name] = (None if met is None else results[name][0] if met >= 1 else 0.0, results[name][1])
         scored.append(
             {
                 "line": number,
@@ -44,6 +52,17 @@ def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
             }
         )
     return scored
+
+
+def _scorer(reward: Reward, timeout: float | None) -> Callable[[Rollout], tuple[float | None, str]]:
+    """One rollout -> its score and what went wrong; a reward that needs a run is neutral and says so."""
+    if needs := set(getattr(reward, "needs", ())) & {"group", "policy", "environment"}:
+        return lambda rollout: (None, f"needs a run ({', '.join(sorted(needs))}): not scored here")
+    if timeout is None:
+        return lambda rollout: score_safely(reward, rollout)
+    worker = ScoreWorker(reward, timeout)
+    atexit.register(worker.stop)
+    return lambda rollout: worker.score([rollout])[0]
 
 
 def summary_lines(scored: list[dict[str, Any]], shown: int = 10) -> list[str]:

@@ -57,7 +57,7 @@ def train(recipe: Recipe) -> None:
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_model(trainer, recipe.run_dir / "model")
     if is_main():
-        finish(setup, evaluation.latest, result, time.monotonic() - began)
+        finish(setup, evaluation.latest, result, time.monotonic() - began, start_step)
     if lock:
         lock.release()
     if torch.distributed.is_initialized():

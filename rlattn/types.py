@@ -1,7 +1,7 @@
 """The shapes that flow through rlattn. Legend: B rollouts, T completion tokens, K rewards."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ class Credit:
 
     weights_BN: "Tensor"
     """Float32 >= 0; 1 outside the response."""
-    metrics: "dict[str, Tensor]"
-    """Scalars by name (`credit/mean`, …)."""
+    metrics: "dict[str, Tensor]" = field(default_factory=dict)
+    """Scalars by name (`credit/mean`, …); without any, the usual diagnostics are made."""
 
 
 LONGEST = 10_000_000  # tokens

@@ -1,5 +1,6 @@
 """Fifty broken recipes: each ends in exit code 2 and one message that says what, where and how to mend it."""
 
+import json
 import subprocess
 import sys
 import time
@@ -237,3 +238,40 @@ def test_no_file_of_the_users_is_overwritten_by_score(folder):
     result = subprocess.run([*command, "scores.jsonl"], cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0
     assert '"accuracy": 1.0' in (folder / "scores.jsonl").read_text()
+
+
+def test_a_task_whose_gold_answer_is_wrong_is_refused(folder, monkeypatch):
+    (folder / "task_wrong.py").write_text(
+        "class T:\n    def rows(self, split): return [{'prompt': 'a', 'answer': 'b'}]\n"
+        "    def verify(self, completion, row): return float(completion == row['answer'])\n"
+        "    def gold(self, row): return 'c'\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    (folder / "broken.yaml").write_text(GOOD)
+    with pytest.raises(UserError, match=r"scores its own gold\(\) 0.0"):
+        check(load_recipe("broken.yaml", ["task={python: 'task_wrong:T'}"]), ranks=1, gpu_memory=None)
+
+
+def test_score_minds_requires_and_timeout(folder):
+    (folder / "slow.py").write_text(
+        "import time\nclass Slow:\n    def score(self, rollout):\n"
+        "        time.sleep(60 if 'zz' in rollout.completion else 0)\n        return 1.0\n"
+    )
+    (folder / "broken.yaml").write_text(GOOD)
+    rows = [
+        '{"completion": "<answer> 2 </answer>", "answer": 2}',
+        '{"completion": "zz <answer> 3 </answer>", "answer": 2}',
+    ]
+    (folder / "stored.jsonl").write_text("\n".join(rows))
+    overrides = ["rewards.format={requires: accuracy}", "rewards.slow={python: 'slow:Slow', timeout: 1}"]
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "rlattn.cli", "score", "broken.yaml", *overrides),
+            *("--completions", "stored.jsonl", "--out", "o.jsonl"),
+        ],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first, second = [json.loads(line) for line in (folder / "o.jsonl").read_text().splitlines()]
+    assert (first["accuracy"], first["slow"]) == (1, 1)
+    assert (second["format"], second["slow"]) == (0, None)
+    assert "took longer than 1 s" in result.stdout
