@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlattn import grpo_fields
+from rlattn.effort import check_efforts
 from rlattn.errors import UserError, did_you_mean
 from rlattn.paths import expanded, find_file, find_recipe, looks_local, nearest_file
 from rlattn.types import AttentionOptions, CreditOptions, WarmStart
@@ -112,6 +113,18 @@ class Plugin(BaseModel):
         return self
 
 
+class TaskSpec(Plugin):
+    efforts: tuple[float, ...] | None = None  # how much thought a prompt may ask for, as a line before it
+    rl_rows: int | None = Field(default=None, ge=1)  # RL trains on the first of the rows; a warm start reads them all
+
+    @field_validator("efforts")
+    @classmethod
+    def _sound_efforts(cls, efforts: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if efforts is not None:
+            check_efforts(efforts)
+        return efforts
+
+
 class RewardSpec(Plugin):
     weight: float = Field(default=1.0, allow_inf_nan=False, strict=True)
     requires: Text | None = None  # another reward: this one counts only where that one is at least 1
@@ -201,7 +214,7 @@ class Recipe(Strict):
     seed: int = Field(default=0, ge=0, lt=2**32, strict=True)
     output_dir: Text | None = None
     policy: Policy
-    task: Plugin
+    task: TaskSpec
     rewards: Rewards
     credit: CreditSpec | None = None
     attention: AttentionOptions = AttentionOptions()
