@@ -101,7 +101,7 @@ def test_checks_make_traces_longer_and_more_often_right_and_none_is_the_default(
         shares.append(sum(task.verify(trace, row) for trace, row in zip(traces, rows)) / len(rows))
         lengths.append(sum(len(trace.split()) for trace in traces) / len(rows))
     assert shares[0] < shares[1] < shares[2]
-    assert lengths[1] - lengths[0] == pytest.approx(4 * 12)
+    assert lengths[1] - lengths[0] == pytest.approx(4 * 13)
     assert TASK.trace(ROW, Random(1), 0.7) == Arithmetic(checks=(0, 0)).trace(ROW, Random(1), 0.7)
     drawn = {Arithmetic(checks=(1, 3)).trace(ROW, rng, 0.0).count("check") for _ in range(50)}
     assert drawn == {1, 2, 3}

@@ -30,7 +30,7 @@ class Arithmetic:
     terms: tuple[int, int] = (4, 6)
     """Fewest and most terms of a sum, 2 to 8. A worked response has 25 tokens an operation, and 6."""
     checks: tuple[int, int] = (0, 0)
-    """Fewest and most checks of a trace, up to 20, of 12 tokens each; a coin is tossed for every one between."""
+    """Fewest and most checks of a trace, up to 20, of 13 tokens each; a coin is tossed for every one between."""
     largest: int = 99
     """Largest term, 19 to 99; the smallest is 10."""
     train_rows: int = 4000
