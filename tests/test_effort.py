@@ -4,6 +4,7 @@ import json
 from random import Random
 
 import pytest
+from conftest import rlattn
 
 from rlattn.check import check
 from rlattn.data import eval_examples
@@ -246,3 +247,31 @@ def test_a_row_without_a_sound_effort_is_said(effort):
 def test_bad_input_is_refused_by_check(overrides, message):
     with pytest.raises(UserError, match=message):
         check(load_recipe("recipes/effort_tiny.yaml", overrides), ranks=1, gpu_memory=None)
+
+
+# A run ----------------------------------------------------------------------------------------------------------------
+
+QUICK = (
+    "policy.warm_start={steps: 30, batch_size: 16}",
+    "task={kind: arithmetic, terms: [2, 2], checks: [0, 2], eval_rows: 6, rl_rows: 4, efforts: [0.5, 1.0]}",
+    "rewards.accuracy={weight: 0.1}",
+    "trainer={max_steps: 2, num_generations: 4, per_device_train_batch_size: 6, max_completion_length: 32,"
+    " learning_rate: 1e-3, gradient_checkpointing: false, save_steps: 2, per_device_eval_batch_size: 8}",
+)
+
+
+def test_a_run_on_two_ranks_sweeps_the_efforts_and_keeps_the_averages(tmp_path):
+    result = rlattn("train", "effort_tiny", *QUICK, cwd=tmp_path, ranks=2)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "runs/effort-tiny"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in (rows[0], rows[-1]):
+        assert row["eval/rows"] == 6
+        halves = [row["eval/effort_0.50/accuracy"], row["eval/effort_1.00/accuracy"]]
+        assert sum(halves) / 2 == pytest.approx(row["eval/accuracy"])
+        assert row["eval/effort_0.50/tokens"] > 0
+    assert all(row["rewards/adaptive_effort/failed"] == 0 and row["effort/average"] > 0 for row in rows[1:])
+    averages = json.loads((run / "checkpoints/checkpoint-2/rewards.json").read_text())["adaptive_effort"]["averages"]
+    assert 3 <= len(averages) <= 4  # three groups a step, on four rows
+    assert "at effort 0.50" in result.stdout
+    assert "At effort 1.00" in (run / "report.html").read_text()
