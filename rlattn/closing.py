@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlattn.effort import by_effort
 from rlattn.evaluate import Evaluation, score_greedy, summarise
 from rlattn.generation import greedy_hf
 from rlattn.progress import duration, progress
@@ -16,7 +17,7 @@ from rlattn.ranks import say
 from rlattn.recipe import Recipe
 from rlattn.report import write_report
 from rlattn.rules import number
-from rlattn.setup import Setup, template_kwargs
+from rlattn.setup import Setup, taught_task, template_kwargs
 from rlattn.tasks import WarmStartable
 from rlattn.tracking import read_rows, write_text
 from rlattn.types import WarmStart
@@ -57,7 +58,8 @@ def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
 
     recipe, tokenizer = setup.recipe, setup.policy.tokenizer
     warm_start = recipe.policy.warm_start or WarmStart()
-    assert isinstance(setup.task, WarmStartable)
+    task = taught_task(recipe, setup.task)
+    assert isinstance(task, WarmStartable)
     budget = math.ceil(rl_tokens * 4 / 3)
     model = AutoModelForCausalLM.from_pretrained(setup.policy.path, dtype=torch.float32)
     say("\nRL is done. For comparison: the same compute spent on more supervised training (tokens).")
@@ -65,7 +67,7 @@ def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
         train_supervised(
             model,
             tokenizer,
-            setup.task,
+            task,
             noise=warm_start.noise,
             batch_size=warm_start.batch_size,
             learning_rate=warm_start.learning_rate,
@@ -100,6 +102,10 @@ def closing_words(recipe: Recipe, summary: dict[str, Any], report: Path) -> str:
             f"  held-out accuracy before  {_evaluation_words(before)}",
             f"  held-out accuracy after   {_evaluation_words(after)}: {gain:+.1f} points",
         ]
+    at_start = by_effort(before)
+    for effort, (accuracy, tokens) in by_effort(after).items():
+        was = f" (before {100 * at_start[effort][0]:.1f} %, {at_start[effort][1]:.0f} tokens)" if before else ""
+        lines.append(f"  at effort {effort}  {100 * accuracy:.1f} %, {tokens:.0f} tokens of thought{was}")
     if control:
         lines.append(f"  supervised training on, same compute, instead of RL: {_evaluation_words(control)}")
     samples = [sample for sample in read_rows(run / "samples.jsonl") if sample["step"] == summary["max_steps"]]

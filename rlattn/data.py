@@ -1,9 +1,11 @@
 """Glue: a task's rows as TRL's data sets. Rows ride beside the prompt untouched, so no column can clash with TRL's."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
+from rlattn.effort import at_effort
 from rlattn.evaluate import Example
 from rlattn.prompts import chat_or_plain
 from rlattn.recipe import Policy
@@ -11,10 +13,11 @@ from rlattn.rows import check_row, rows_of
 from rlattn.tasks import Row, Task
 
 
-def train_data(task: Task, policy: Policy) -> Dataset | IterableDataset:
-    """Columns `prompt` (as the policy gets it) and `row` (the task's, as it was)."""
+def train_data(task: Task, policy: Policy, limit: int | None = None) -> Dataset | IterableDataset:
+    """Columns `prompt` (as the policy gets it) and `row` (the task's, as it was), of the first `limit` rows."""
     rows = rows_of(task, "train")
     if isinstance(rows, IterableDataset):
+        rows = rows.take(limit) if limit else rows
         return rows.map(lambda row: _example(row, policy), remove_columns=rows.column_names)
     rows = rows if isinstance(rows, Dataset) else list(rows)
 
@@ -23,13 +26,17 @@ def train_data(task: Task, policy: Policy) -> Dataset | IterableDataset:
         return {"prompt": [e["prompt"] for e in examples], "row": [e["row"] for e in examples]}
 
     # Looked up and not copied into Arrow, which would unify types and fill absent columns with None.
-    data = Dataset.from_dict({"index": list(range(len(rows)))})
+    data = Dataset.from_dict({"index": list(range(len(rows)))[:limit]})
     data.set_transform(look_up)
     return data
 
 
-def eval_examples(task: Task, policy: Policy) -> list[Example]:
-    return [_example(row, policy) for row in rows_of(task, "eval")]
+def eval_examples(task: Task, policy: Policy, efforts: Sequence[float] | None = None) -> list[Example]:
+    """The held-out rows; each at every effort, where there are efforts."""
+    examples = [_example(row, policy) for row in rows_of(task, "eval")]
+    if not efforts:
+        return examples
+    return [at_effort(example, effort) for example in examples for effort in efforts]
 
 
 def _example(row: Row, policy: Policy) -> Example:

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import fmean
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
+from rlattn.effort import effort_text, thought_tokens
 from rlattn.generation import generate_greedy
 from rlattn.prompts import decode, render_ids, render_text
 from rlattn.tasks import Row, Task
@@ -23,6 +25,7 @@ class Example(TypedDict):
 
     prompt: str | Messages
     row: Row
+    effort: NotRequired[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,10 @@ class Outcome:
     right: float
     tokens: int
     measured: dict[str, float]
+    effort: float | None = None
+    """What the prompt asked for, where the run has efforts."""
+    thought: int = 0
+    """Tokens of the `<think>` block; counted only where there is an effort."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +52,7 @@ class Evaluation:
     mean_length: float
     """Tokens a completion."""
     measured: dict[str, float] = field(default_factory=dict)
-    """Means of the task's own metrics."""
+    """Means of the task's own metrics; accuracy and tokens of thought by effort."""
 
     def __str__(self) -> str:
         low, high = 100 * self.low, 100 * self.high
@@ -100,6 +107,7 @@ def score_greedy(
     `calls`: how often to generate; a rank out of rows completes `filler`, as collective generation needs every rank.
     """
     measure: Callable[[str, Row], dict[str, float]] = getattr(task, "metrics", lambda completion, row: {})
+    spell: Callable[[Sequence[int]], Any] = partial(tokenizer.decode, skip_special_tokens=False)
     outcomes: list[Outcome] = []
     kept: list[dict[str, Any]] = []
     for start in range(0, calls * batch_size, batch_size):
@@ -108,7 +116,16 @@ def score_greedy(
         for example, ids in zip(part, generate(prompts), strict=False):
             text = decode(tokenizer, ids)
             right = task.verify(text, example["row"])
-            outcomes.append(Outcome(right=right, tokens=len(ids), measured=measure(text, example["row"])))
+            effort = example.get("effort")
+            outcomes.append(
+                Outcome(
+                    right=right,
+                    tokens=len(ids),
+                    measured=measure(text, example["row"]),
+                    effort=effort,
+                    thought=thought_tokens(ids, spell) if effort else 0,
+                )
+            )
             if len(kept) < samples:
                 prompt = render_text(tokenizer, example["prompt"], template_kwargs)
                 kept.append({"prompt": prompt, "completion": text, "gold": task.gold(example["row"]), "score": right})
@@ -116,9 +133,16 @@ def score_greedy(
 
 
 def summarise(outcomes: Sequence[Outcome]) -> Evaluation:
-    """From what came of every row to shares and the interval."""
-    right, rows = sum(outcome.right for outcome in outcomes), len(outcomes)
+    """From what came of every row to shares and the interval. A row asked at several efforts counts as one row."""
+    efforts = sorted({outcome.effort for outcome in outcomes if outcome.effort})
+    times = max(1, len(efforts))
+    right, rows = sum(outcome.right for outcome in outcomes) / times, len(outcomes) // times
     low, high = wilson_interval(right, rows)
+    by_effort = {}
+    for effort in efforts:
+        at = [outcome for outcome in outcomes if outcome.effort == effort]
+        by_effort[f"effort_{effort_text(effort)}/accuracy"] = fmean(outcome.right for outcome in at)
+        by_effort[f"effort_{effort_text(effort)}/tokens"] = fmean(outcome.thought for outcome in at)
     names = sorted({name for outcome in outcomes for name in outcome.measured})
     return Evaluation(
         accuracy=right / rows,
@@ -126,7 +150,7 @@ def summarise(outcomes: Sequence[Outcome]) -> Evaluation:
         high=high,
         rows=rows,
         mean_length=fmean(outcome.tokens for outcome in outcomes),
-        measured={name: fmean(o.measured[name] for o in outcomes if name in o.measured) for name in names},
+        measured={name: fmean(o.measured[name] for o in outcomes if name in o.measured) for name in names} | by_effort,
     )
 
 

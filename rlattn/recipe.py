@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlattn import grpo_fields
+from rlattn.effort import check_efforts
 from rlattn.errors import UserError, did_you_mean
 from rlattn.paths import expanded, find_file, find_recipe, looks_local, nearest_file
+from rlattn.trainer_keys import OWNED_ELSEWHERE, REFUSED
 from rlattn.types import AttentionOptions, CreditOptions, WarmStart
 from rlattn.yaml_text import dump_yaml, override, parse_yaml
 
@@ -18,34 +20,6 @@ TINY_POLICY = "tiny-reasoner"
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 TINY_CONTEXT = 2048  # tokens, prompt and completion together
 TINY_LAYERS = 3
-
-# Keys of GRPOConfig that another part of a recipe owns, and where each lives.
-OWNED_ELSEWHERE = {
-    "seed": "seed",
-    "output_dir": "output_dir",
-    "run_name": "name",
-    "report_to": "tracking.report_to",
-    "project": "tracking.project",
-    "reward_weights": "rewards.<name>.weight",
-    "multi_objective_aggregation": "rewards.combine",
-    "save_total_limit": "resume.keep_last",
-    "model_init_kwargs": "policy (path, revision, dtype, attn_implementation)",
-}
-REFUSED = {
-    "trust_remote_code": "is off in rlattn: a run never executes code from a hub",
-    "resume_from_checkpoint": "is not needed: the same command continues the run",
-    "push_to_hub": "is not done while training: use `rlattn export RUN --push REPO`",
-    "auto_find_batch_size": "would break groups apart: lower trainer.per_device_train_batch_size instead",
-    "eval_on_start": "is not needed: rlattn evaluates before, during and after training",
-    **dict.fromkeys(
-        ("hub_token", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
-        "is not a recipe's business: log in with `hf auth login` and use `rlattn export RUN --push REPO`",
-    ),
-    "logging_strategy": "is fixed: every logging_steps steps",
-    **dict.fromkeys(("disable_tqdm", "do_train", "do_eval", "do_predict"), "has no effect here"),
-    **dict.fromkeys(("metric_for_best_model", "greater_is_better"), "has no effect: the last checkpoints are kept"),
-    "load_best_model_at_end": "is not offered: checkpoints/ keeps the last ones, model/ is the final policy",
-}
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -111,6 +85,18 @@ class Plugin(BaseModel):
         if self.kind and self.python:
             raise ValueError("give `kind` or `python`, not both")
         return self
+
+
+class TaskSpec(Plugin):
+    efforts: tuple[float, ...] | None = None  # how much thought a prompt may ask for, as a line before it
+    rl_rows: int | None = Field(default=None, ge=1)  # RL trains on the first of the rows; a warm start reads them all
+
+    @field_validator("efforts")
+    @classmethod
+    def _sound_efforts(cls, efforts: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if efforts is not None:
+            check_efforts(efforts)
+        return efforts
 
 
 class RewardSpec(Plugin):
@@ -213,7 +199,7 @@ class Recipe(Strict):
     seed: int = Field(default=0, ge=0, lt=2**32, strict=True)
     output_dir: Text | None = None
     policy: Policy
-    task: Plugin
+    task: TaskSpec
     rewards: Rewards
     credit: CreditSpec | None = None
     attention: AttentionOptions = AttentionOptions()

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment
 
+from rlattn.effort import by_effort
 from rlattn.tracking import read_rows, read_summary, write_text
 
 # (title, metrics.jsonl keys, unit); a curve whose keys a run did not log is left out
@@ -24,12 +25,15 @@ def write_report(run: Path) -> Path:
     """Writes `report.html` into a run folder and returns its path. Model text is escaped."""
     rows = list(read_rows(run / "metrics.jsonl"))
     samples = list(read_rows(run / "samples.jsonl"))
+    summary = read_summary(run)
     html = (
         Environment(autoescape=True)
         .from_string(PAGE)
         .render(
             name=run.name,
-            summary=read_summary(run),
+            summary=summary,
+            efforts=by_effort((summary or {}).get("after")),
+            efforts_before=by_effort((summary or {}).get("before")),
             curves=_curves(rows),
             samples=samples[::-1],
             recipe=(run / "recipe.yaml").read_text(encoding="utf-8"),
@@ -49,10 +53,15 @@ def _curves(rows: list[dict[str, Any]]) -> str:
         (title, tuple(sorted(rewards | {"reward"})) if title == "Reward" else keys, unit)
         for title, keys, unit in CURVES
     ]
+    swept = sorted({key for row in rows for key in row if key.startswith("eval/effort_")})
+    for what, unit in (("accuracy", "share right"), ("tokens", "tokens of thought")):
+        keys = tuple(key for key in swept if key.endswith(f"/{what}"))
+        curves.append((f"Held-out {what} by effort", keys, unit))
     curves = [curve for curve in curves if any(row.get(key) is not None for row in rows for key in curve[1])]
     if not curves:
         return ""
-    height = (len(curves) + 2) // 3
+    sweeps = [row for row in rows if any(key in row for key in swept)]
+    height = (len(curves) + 2 * bool(sweeps) + 2) // 3
     figure = Figure(figsize=(12, 3 * height), layout="constrained")
     for index, (title, keys, unit) in enumerate(curves):
         axes = figure.add_subplot(height, 3, index + 1)
@@ -74,6 +83,15 @@ def _curves(rows: list[dict[str, Any]]) -> str:
         axes.grid(alpha=0.3)
         if len(keys) > 1:
             axes.legend(fontsize=7)
+    for place, what in enumerate(("accuracy", "tokens"), start=len(curves) + 1) if sweeps else ():
+        axes = figure.add_subplot(height, 3, place)
+        for row in (sweeps[0], sweeps[-1]):
+            numbers = by_effort({key.removeprefix("eval/"): row[key] for key in swept})
+            points = [(float(e), pair[what == "tokens"]) for e, pair in numbers.items() if None not in pair]
+            axes.plot(*zip(*points), marker="o", label=f"step {row['step']}")
+        axes.set(title=f"Held-out {what} against effort", xlabel="effort", ylabel=what)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -100,6 +118,10 @@ n = {{ "%.0f" % e.rows }})</small>{% endmacro %}
 <tr><th>Steps</th><td>{{ summary.max_steps }} in {{ summary.seconds }} s</td></tr>
 {% if summary.before %}<tr><th>Held-out accuracy before</th><td>{{ percent(summary.before) }}</td></tr>{% endif %}
 {% if summary.after %}<tr><th>Held-out accuracy after</th><td>{{ percent(summary.after) }}</td></tr>{% endif %}
+{% for effort, now in efforts.items() %}<tr><th>At effort {{ effort }}</th>
+<td>{{ "%.1f" % (100 * now[0]) }} % right, {{ "%.0f" % now[1] }} tokens of thought
+{% if effort in efforts_before %}<small>(before {{ "%.1f" % (100 * efforts_before[effort][0]) }} %,
+{{ "%.0f" % efforts_before[effort][1] }})</small>{% endif %}</td></tr>{% endfor %}
 {% if summary.supervised_control %}<tr><th>Supervised training on, same compute, instead of RL</th>
 <td>{{ percent(summary.supervised_control) }}</td></tr>{% endif %}
 </table>{% else %}<p>This run has not finished.</p>{% endif %}

@@ -204,6 +204,7 @@ def _batch(trainer: AttentionGRPOTrainer, lagged: LaggedPolicy | None, rollouts:
         step=trainer.state.global_step,
         gather=gather,
         generate=generate,
+        decode=partial(trainer._tokenizer.decode, skip_special_tokens=False),
         log=trainer.log_value,
     )
 

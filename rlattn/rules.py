@@ -39,6 +39,7 @@ def check_recipe(recipe: Recipe, ranks: int = 1) -> list[str]:
     _check_batch(recipe, ranks)
     _check_steps(recipe)
     _check_combinations(recipe)
+    _check_efforts(recipe)
     warnings = []
     loss = setting(recipe, "loss_type")
     if setting(recipe, "importance_sampling_level") == "sequence" and loss in ("bnpo", "dr_grpo", "dapo", "cispo"):
@@ -167,3 +168,13 @@ def _check_combinations(recipe: Recipe) -> None:
         raise UserError("policy.prompt_style", f"{TINY_POLICY} is warm-started on chat prompts.", "Use chat.")
     if recipe.policy.path == TINY_POLICY and recipe.policy.revision:
         raise UserError("policy.revision", f"{TINY_POLICY} is made here and has no revisions.", "Remove the key.")
+
+
+def _check_efforts(recipe: Recipe) -> None:
+    for name, spec in recipe.rewards.named.items():
+        if spec.python is None and (spec.kind or name) == "adaptive_effort" and not recipe.task.efforts:
+            raise UserError(
+                "task.efforts",
+                f"is required by rewards.{name}: its prompts must say an effort.",
+                "Add efforts: [0.25, 0.5, 0.75, 1.0] to the task.",
+            )

@@ -12,6 +12,7 @@ from trl import GRPOConfig
 
 from rlattn.data import eval_examples, train_data
 from rlattn.distributed import start_deepspeed
+from rlattn.effort import AtEveryEffort, EffortDraw
 from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.evaluate import Example
 from rlattn.plugins import build_credit, build_rewards, build_task
@@ -23,7 +24,7 @@ from rlattn.recipe import Recipe
 from rlattn.reward_functions import RewardFunction
 from rlattn.reward_glue import RewardOptions
 from rlattn.rules import check_installed, check_layers, check_recipe, number
-from rlattn.tasks import Task
+from rlattn.tasks import Task, WarmStartable
 from rlattn.trainer import COMBINE, AttentionGRPOTrainer
 
 PROMPTS_MEASURED = 1000  # measuring every prompt of a huge data set would take longer than it is worth
@@ -53,8 +54,8 @@ def prepare(recipe: Recipe) -> Setup:
         # TRL's own refusals, before a policy is made. On several ranks this would start the process group, and
         # transformers then saves models on rank 0 only: whichever rank makes the tiny policy must be able to.
         grpo_config(recipe, recipe.run_dir / "checkpoints", {})
-    examples = eval_examples(task, recipe.policy)
-    data = train_data(task, recipe.policy)
+    examples = eval_examples(task, recipe.policy, recipe.task.efforts)
+    data = train_data(task, recipe.policy, recipe.task.rl_rows)
     with contextlib.ExitStack() as stack:
         update = None
 
@@ -63,7 +64,7 @@ def prepare(recipe: Recipe) -> Setup:
             update = update or stack.enter_context(progress("warm start", steps, start=step - 1))
             update(step, f"loss {loss:.3f}")
 
-        policy = prepare_policy(recipe.policy, task, show if is_main() else None)
+        policy = prepare_policy(recipe.policy, taught_task(recipe, task), show if is_main() else None)
     check_lengths(recipe, policy, examples)
     check_layers(recipe, policy.layer_types)
     kwargs = template_kwargs(recipe)
@@ -93,6 +94,7 @@ def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrid
         stop_strings=recipe.policy.stop_strings,
         reward_options=reward_options(recipe),
         measure=getattr(setup.task, "metrics", None),
+        at_epoch=EffortDraw(efforts=efforts, seed=recipe.seed) if (efforts := recipe.task.efforts) else None,
         credit=build_credit(recipe),
         attention=recipe.attention,
         credit_options=recipe.credit.applied if recipe.credit else None,
@@ -100,6 +102,12 @@ def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrid
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def taught_task(recipe: Recipe, task: Task) -> Task:
+    """The task as a warm start teaches it: its prompts say an effort where the run's do."""
+    efforts = recipe.task.efforts
+    return AtEveryEffort(task=task, efforts=efforts) if efforts and isinstance(task, WarmStartable) else task
 
 
 def reward_options(recipe: Recipe) -> RewardOptions:

@@ -54,6 +54,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         attention: what the rule's signals are read from.
         credit_options: sign and schedule of the weights.
         reward_options: gates and ramps of the rewards, and how many failures are borne.
+        at_epoch: what an example (`prompt`, `row`, …) is in an epoch of training, such as its effort.
         measure: numbers about a completion and its row, logged as `task/<name>`: a task's own `metrics`.
         stop_strings: texts that end a completion, besides the end-of-sequence token (transformers generation).
     """
@@ -67,6 +68,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         reward_options: RewardOptions = NO_OPTIONS,
         stop_strings: tuple[str, ...] = (),
         measure: Callable[[str, Any], dict[str, float]] | None = None,
+        at_epoch: Callable[[Any, int], dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -88,7 +90,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self.attention = attention or AttentionOptions()
         self.credit_options = credit_options or CreditOptions()
         self.reward_options = reward_options
-        self.measure = measure
+        self.measure, self.at_epoch = measure, at_epoch
         self.stop_strings = tuple(stop_strings)
         self._base_weights_K = self.reward_weights
         self._lagged = bind_rewards(self)
@@ -127,6 +129,9 @@ class AttentionGRPOTrainer(GRPOTrainer):
         return generated
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        if self.at_epoch and self._training:
+            epoch = int(self.state.epoch or 0)  # in a checkpoint, so it survives a resume
+            inputs = [self.at_epoch(example, epoch) for example in inputs]
         weights: list[Tensor] = []
         crediting = self.credit is not None and self._training
         if crediting:

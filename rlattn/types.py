@@ -1,6 +1,6 @@
 """The shapes that flow through rlattn. Legend: B rollouts, T completion tokens, K rewards."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +50,8 @@ class RewardBatch:
     """`generate(prompts, max_new_tokens=…, temperature=0.0, lagged_policy=False)`: one completion a prompt text, in one
     batched call, from the current policy or from the one that is refreshed every `lag` steps (the reward's attribute).
     """
+    decode: "Callable[[Sequence[int]], str]"
+    """Token ids -> text, special tokens written out."""
     log: "Callable[[str, float], None]"
     """A metric of this step, by its full name; the same value on every rank."""
 

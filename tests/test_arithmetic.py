@@ -82,8 +82,26 @@ def test_verify_never_raises(text):
 @pytest.mark.parametrize(
     "options",
     [{"terms": (1, 4)}, {"terms": (5, 4)}, {"terms": (4, 9)}, {"largest": 100}, {"largest": 18}, {"train_rows": 0},
+     {"checks": (3, 1)}, {"checks": (0, 21)},
      {"terms": (2, 2), "train_rows": 100_000}],
 )  # fmt: skip
 def test_bad_options_are_named(options):
     with pytest.raises(ValueError, match=list(options)[-1]):
         Arithmetic(**options)
+
+
+def test_checks_make_traces_longer_and_more_often_right_and_none_is_the_default():
+    shares, lengths = [], []
+    for most in (0, 4, 16):
+        task = Arithmetic(train_rows=300, eval_rows=60, checks=(most, most))
+        rng, rows = Random(0), task.rows("train")
+        traces = [task.trace(row, rng, 0.7) for row in rows]
+        assert all(trace.count("check") == most for trace in traces)
+        assert all(task.verify(task.gold(row), row) == 1 for row in rows)
+        shares.append(sum(task.verify(trace, row) for trace, row in zip(traces, rows)) / len(rows))
+        lengths.append(sum(len(trace.split()) for trace in traces) / len(rows))
+    assert shares[0] < shares[1] < shares[2]
+    assert lengths[1] - lengths[0] == pytest.approx(4 * 13)
+    assert TASK.trace(ROW, Random(1), 0.7) == Arithmetic(checks=(0, 0)).trace(ROW, Random(1), 0.7)
+    drawn = {Arithmetic(checks=(1, 3)).trace(ROW, rng, 0.0).count("check") for _ in range(50)}
+    assert drawn == {1, 2, 3}

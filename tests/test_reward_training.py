@@ -1,5 +1,6 @@
 """Rewards inside real GRPO steps: failures, second rollouts, moving weights, token masks, state in checkpoints."""
 
+import json
 import time
 from dataclasses import dataclass, field
 
@@ -10,17 +11,20 @@ from trl import GRPOConfig
 
 from rlattn import AttentionGRPOTrainer
 from rlattn.data import train_data
+from rlattn.effort import EffortDraw
 from rlattn.errors import UserError
 from rlattn.recipe import Policy
 from rlattn.reward_functions import RewardFunction
 from rlattn.reward_glue import RewardOptions
 from rlattn.rewards import REWARDS
+from rlattn.rewards.adaptive_effort import AdaptiveEffort
 from rlattn.tasks import Arithmetic
 
 
 def trained(policy, tmp_path, rewards, *, trainer_class=AttentionGRPOTrainer, resume=False, options=None, **settings):  # noqa: F811
     from transformers import AutoTokenizer
 
+    rows, at_epoch = settings.pop("rows", 32), settings.pop("at_epoch", None)
     task, tokenizer = Arithmetic(terms=(3, 3), train_rows=32), AutoTokenizer.from_pretrained(policy)
     torch.manual_seed(0)
     timeouts = {name: reward.timeout for name, reward in rewards.items() if hasattr(reward, "timeout")}
@@ -32,7 +36,8 @@ def trained(policy, tmp_path, rewards, *, trainer_class=AttentionGRPOTrainer, re
             gradient_checkpointing=False, learning_rate=1e-2, num_generations=4, per_device_train_batch_size=8,
             max_completion_length=24, **{"max_steps": 2, "save_strategy": "no", **settings},
         ),
-        train_dataset=train_data(task, Policy(path=str(policy))),
+        train_dataset=train_data(task, Policy(path=str(policy)), rows),
+        at_epoch=at_epoch,
         processing_class=tokenizer,
         **({"reward_options": options} if options else {}),
     )  # fmt: skip
@@ -243,3 +248,44 @@ def test_tokens_and_parts_that_make_no_sense_are_counted_and_neutral(policy, tmp
     options = RewardOptions(requires={}, ramps={}, max_failed_share=1)
     trainer = trained(policy, tmp_path, {"odd": odd}, options=options, max_steps=1, save_strategy="steps", save_steps=1)
     assert trainer.state.log_history[0]["rewards/odd/failed"] == 8
+
+
+class SeenEfforts(AttentionGRPOTrainer):
+    """Keeps what every generation batch was asked, as (prompt, effort)."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.asked = []
+
+    def _calculate_rewards(self, inputs, prompts, completions, ids):
+        assert all(f"Effort: {e['row']['effort']:.2f}\n" in e["prompt"][-1]["content"] for e in inputs)
+        self.asked.append([(e["row"]["prompt"], e["row"]["effort"]) for e in inputs])
+        return super()._calculate_rewards(inputs, prompts, completions, ids)
+
+
+def test_a_group_shares_its_effort_epochs_differ_and_a_resume_goes_on(policy, tmp_path):  # noqa: F811
+    draw = EffortDraw(efforts=(0.25, 0.5, 0.75, 1.0), seed=0)
+    four_rows = {"trainer_class": SeenEfforts, "at_epoch": draw, "rows": 4, "max_steps": 8}
+    reward = AdaptiveEffort()
+    whole = trained(policy, tmp_path / "a", {"effort": reward}, **four_rows)  # two steps an epoch: four epochs
+    efforts = {}
+    for batch in whole.asked:
+        assert batch[0] == batch[3] and batch[4] == batch[7]  # groups of 4
+        for prompt, effort in (batch[0], batch[4]):
+            efforts.setdefault(prompt, []).append(effort)
+    assert len(efforts) == 4
+    assert all(sorted(met) == [0.25, 0.5, 0.75, 1.0] for met in efforts.values())
+    assert {f"effort/{r}/tokens" for r in ("0.25", "0.50", "0.75", "1.00")} <= {
+        k for log in whole.state.log_history for k in log
+    }
+
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    trained(policy, tmp_path / "b", {"effort": AdaptiveEffort()}, **{**four_rows, **saving, "max_steps": 3})
+    resumed_reward = AdaptiveEffort()
+    resumed = trained(policy, tmp_path / "b", {"effort": resumed_reward}, resume=True, **{**four_rows, **saving})
+    stored = json.loads((tmp_path / "b/checkpoint-3/rewards.json").read_text())["effort"]["averages"]
+    assert len(stored) == 4 and resumed_reward.averages.keys() == stored.keys()
+    # TRL's sampler may hand out rows in another order after a resume; an epoch's efforts are those of the epoch
+    expected = {(prompt, met[step // 2]) for prompt, met in efforts.items() for step in range(2, 8)}
+    assert {pair for batch in resumed.asked for pair in batch} <= expected
+    assert [log["rewards/effort/failed"] for log in resumed.state.log_history if "reward" in log] == [0] * 8

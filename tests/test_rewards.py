@@ -1,12 +1,14 @@
 """Rewards on texts, and what happens to those that fail."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlattn.rewards import REWARDS, score_safely
+from rlattn.rewards.brevity import Brevity
 from rlattn.rewards.format import Format
 from rlattn.tasks import Arithmetic
 from rlattn.types import Rollout
@@ -57,6 +59,14 @@ def test_trailing_text_only_where_it_is_allowed():
 @given(st.text())
 def test_format_never_raises(text):
     assert Format().score(rollout(text)) in (0, 1)
+
+
+def test_brevity_falls_in_a_line_to_the_budget():
+    def points(tokens):
+        return Brevity(budget=40, points=10).score(replace(rollout("a"), completion_ids=tuple(range(tokens))))
+
+    assert [points(tokens) for tokens in (1, 20, 30, 40, 100)] == [9.75, 5, 2.5, 0, 0]
+    assert Brevity().score(rollout("stored text")) is None
 
 
 def test_accuracy_is_the_tasks_verifier():

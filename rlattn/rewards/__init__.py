@@ -22,6 +22,8 @@ from typing import Protocol, runtime_checkable
 
 from rlattn.errors import describe
 from rlattn.rewards.accuracy import Accuracy
+from rlattn.rewards.adaptive_effort import AdaptiveEffort
+from rlattn.rewards.brevity import Brevity
 from rlattn.rewards.format import Format
 from rlattn.types import Rollout
 
@@ -37,7 +39,12 @@ class Reward(Protocol):
         ...
 
 
-REWARDS: dict[str, type] = {"accuracy": Accuracy, "format": Format}
+REWARDS: dict[str, type] = {
+    "accuracy": Accuracy,
+    "adaptive_effort": AdaptiveEffort,
+    "brevity": Brevity,
+    "format": Format,
+}
 
 
 def score_safely(reward: Reward, rollout: Rollout) -> tuple[float | None, str]:

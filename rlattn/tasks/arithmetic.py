@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from rlattn.tasks import Row, Split
@@ -29,6 +29,8 @@ class Arithmetic:
 
     terms: tuple[int, int] = (4, 6)
     """Fewest and most terms of a sum, 2 to 8. A worked response has 25 tokens an operation, and 6."""
+    checks: tuple[int, int] = (0, 0)
+    """Fewest and most checks of a trace, up to 20, of 13 tokens each; a coin is tossed for every one between."""
     largest: int = 99
     """Largest term, 19 to 99; the smallest is 10."""
     train_rows: int = 4000
@@ -41,6 +43,10 @@ class Arithmetic:
             raise ValueError(f"terms: expected [fewest, most] with 2 <= fewest <= most <= 8, found {list(self.terms)}")
         if not 19 <= self.largest <= 99:
             raise ValueError(f"largest: expected 19 to 99, found {self.largest}")
+        if not 0 <= self.checks[0] <= self.checks[1] <= 20:
+            raise ValueError(
+                f"checks: expected [fewest, most] with 0 <= fewest <= most <= 20, found {list(self.checks)}"
+            )
         for name in ("train_rows", "eval_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
@@ -73,20 +79,26 @@ class Arithmetic:
 
     def trace(self, row: "Row", rng: Random, noise: float) -> str:
         """The worked solution, with the slip that pupils make most: a carry or borrow that is needed is forgotten with
-        chance `noise` (in [0, 1]), and the rest builds on that.
+        chance `noise` (in [0, 1]), and the rest builds on that. A check looks at a step's carry again and forgets it
+        with the same chance; what it notices stays noticed. So more checks are right more often, ever less so.
         """
         first, *rest = row["terms"]
         totals = list(accumulate(row["terms"]))
         total, lines = first, []
+        # no draw without checks: traces, and policies taught by them, stay what they were
+        coins = range(self.checks[1] - self.checks[0])
+        count = self.checks[0] + sum(rng.random() < 0.5 for _ in coins)
+        checked = [rng.randint(1, len(rest)) for _ in range(count)]
         for i, term in enumerate(rest, start=1):
-            line, result = _step(total, term)
-            if rng.random() < noise:
-                slip = _step(total, term, forget=True)
-                # a slip must not push this or a later total out of 0 to 999
-                low, high = min(totals[i:]) - totals[i], max(totals[i:]) - totals[i]
-                if slip[1] + low >= 0 and slip[1] + high <= 999:
-                    line, result = slip
-            lines.append(line)
+            right, slip = _step(total, term), _step(total, term, forget=True)
+            # a slip must not push this or a later total out of 0 to 999
+            low, high = min(totals[i:]) - totals[i], max(totals[i:]) - totals[i]
+            forgotten = rng.random() < noise and slip.total + low >= 0 and slip.total + high <= 999
+            lines.append(slip.line if forgotten else right.line)
+            for _ in range(checked.count(i)):
+                forgotten = forgotten and rng.random() < noise
+                lines.append(slip.check if forgotten else right.check)
+            result = slip.total if forgotten else right.total
             total = result
         return f"<think> {' '.join(lines)} </think> <answer> {total} </answer>"
 
@@ -103,8 +115,16 @@ def _prompt(terms: tuple[int, ...]) -> str:
     return f"What is {expression}? Work in <think> </think>, then give the number in <answer> </answer>."
 
 
-def _step(total: int, term: int, *, forget: bool = False) -> tuple[str, int]:
-    """One worked operation and its result; `forget`: without the carry or borrow that it may need."""
+class _Step(NamedTuple):
+    """One worked operation, a second look at its carry, and its result."""
+
+    line: str
+    check: str
+    total: int
+
+
+def _step(total: int, term: int, *, forget: bool = False) -> _Step:
+    """`forget`: without the carry or borrow that it may need."""
     sign, carried = ("+", "carry") if term >= 0 else ("-", "borrow")
     direction = 1 if term >= 0 else -1
     tens, ones = divmod(total, 10)
@@ -112,8 +132,11 @@ def _step(total: int, term: int, *, forget: bool = False) -> tuple[str, int]:
     carry, digit = divmod(ones + direction * term_ones, 10)
     carry = 0 if forget else abs(carry)
     result = tens + direction * (term_tens + carry)
-    line = (
-        f"{total} {sign} {abs(term)} : ones {ones} {sign} {term_ones} = {digit} {carried} {carry} , "
-        f"tens {tens} {sign} {term_tens} {sign} {carry} = {result} , total {10 * result + digit} ."
+    in_ones = f"ones {ones} {sign} {term_ones} = {digit} {carried} {carry} ,"
+    in_tens = f"tens {tens} {sign} {term_tens} {sign} {carry} = {result} ,"
+    in_all = f"total {10 * result + digit} ."
+    return _Step(
+        line=f"{total} {sign} {abs(term)} : {in_ones} {in_tens} {in_all}",
+        check=f"check {in_ones} {in_all}",
+        total=10 * result + digit,
     )
-    return line, 10 * result + digit

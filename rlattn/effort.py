@@ -1,0 +1,131 @@
+"""Effort: how much thought a prompt asks for, as a line `Effort: 0.50` before it (arXiv 2510.27042). Pure.
+
+A recipe's `task.efforts` is the set. All rollouts of a group share one effort, and the row they come from carries it
+(`row["effort"]`) beside the prompt as the task wrote it. In training a row's effort is drawn without replacement by
+(seed, epoch, prompt): it meets every effort once in as many epochs, on every rank and after a resume alike. Evaluation
+asks every held-out row at every effort.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from rlattn.errors import UserError
+from rlattn.types import Messages
+
+if TYPE_CHECKING:
+    from rlattn.tasks import Row, Split, WarmStartable
+
+FULL = 1.0  # asks for as much thought as it takes
+OPEN, CLOSE = "<think>", "</think>"
+
+
+def check_efforts(efforts: Sequence[float]) -> None:
+    """Raises ValueError where `efforts` is no set that a recipe may name."""
+    for effort in efforts:
+        if not 0 < effort <= FULL or round(effort, 2) != effort:
+            raise ValueError(f"expected numbers above 0 and up to 1, with at most two decimals, got {effort!r}")
+    if len(set(efforts)) != len(efforts) or len(efforts) < 2:
+        raise ValueError(f"expected at least two different efforts, got {list(efforts)}")
+    if FULL not in efforts:
+        raise ValueError(f"expected 1.0 among them, the effort that asks for no brevity, got {list(efforts)}")
+
+
+def effort_text(effort: float) -> str:
+    return f"{effort:.2f}"
+
+
+def with_effort_line(prompt: str | Messages, effort: float) -> str | Messages:
+    """The prompt, with the effort's line before it; before the last user message where it is a chat."""
+    line = f"Effort: {effort_text(effort)}\n"
+    if isinstance(prompt, str):
+        return line + prompt
+    last = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=None)
+    if last is None:
+        raise UserError("task.efforts", "a prompt has no user message that the effort could be written into.")
+    content = prompt[last]["content"]
+    content = line + content if isinstance(content, str) else [{"type": "text", "text": line}, *content]
+    return [*prompt[:last], {**prompt[last], "content": content}, *prompt[last + 1 :]]
+
+
+def at_effort(example: Any, effort: float) -> Any:
+    """An example (a mapping with `prompt` and `row`) at an effort: the prompt says it, the row carries it."""
+    if "effort" in example["row"]:
+        raise UserError("task.efforts", "the task's rows have a column 'effort' of their own.", "Rename that column.")
+    prompt = with_effort_line(example["prompt"], effort)
+    return {**example, "prompt": prompt, "row": {**example["row"], "effort": effort}, "effort": effort}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffortDraw:
+    """Which effort a training example has in an epoch."""
+
+    efforts: tuple[float, ...]
+    seed: int
+
+    def __call__(self, example: Any, epoch: int) -> Any:
+        cycle, place = divmod(epoch, len(self.efforts))
+        order = Random(f"{self.seed} {cycle} {query_key(example['row'])}").sample(self.efforts, len(self.efforts))
+        return at_effort(example, order[place])
+
+
+def query_key(row: Mapping[str, Any]) -> str:
+    """What names the query of a row, whatever its effort: the prompt as the task wrote it."""
+    return json.dumps(row["prompt"], sort_keys=True, default=str)
+
+
+def thought_tokens(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:
+    """Tokens of the `<think>` block, tags included; of the whole completion where there is no tag.
+
+    A block that the prompt opened begins with the completion; one that is not closed ends with it.
+
+    Args:
+        decode: token ids to text, special tokens written out. Cost: called about 2·log2(len(ids)) times.
+    """
+    text = decode(ids)
+    start = text.find(OPEN)
+    end = text.find(CLOSE, max(start, 0))
+    if start < 0 and end < 0:
+        return len(ids)
+    first = _tokens_to(start + 1, ids, decode) - 1 if start >= 0 else 0
+    last = _tokens_to(end + len(CLOSE), ids, decode) if end >= 0 else len(ids)
+    return max(last - first, 1)
+
+
+def _tokens_to(characters: int, ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:
+    """The fewest tokens whose text has that many characters."""
+    low, high = 1, len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(decode(ids[:middle])) >= characters else (middle + 1, high)
+    return low
+
+
+def by_effort(values: Mapping[str, Any] | None) -> dict[str, tuple[float, float]]:
+    """Effort -> accuracy and tokens of thought, from an evaluation's flat numbers; empty where there are none."""
+    found = values or {}
+    names = sorted(key.split("/")[0] for key in found if key.startswith("effort_") and key.endswith("/tokens"))
+    return {name.removeprefix("effort_"): (found[f"{name}/accuracy"], found[f"{name}/tokens"]) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtEveryEffort:
+    """A task as the tiny policy's warm start reads it: every row at every effort, its traces blind to which."""
+
+    task: "WarmStartable"
+    efforts: tuple[float, ...]
+
+    def rows(self, split: "Split") -> "Iterable[Row]":
+        rows = self.task.rows(split)
+        return [{**row, "prompt": with_effort_line(row["prompt"], e)} for row in rows for e in self.efforts]
+
+    def verify(self, completion: str, row: "Row") -> float:
+        return self.task.verify(completion, row)
+
+    def gold(self, row: "Row") -> str:
+        return self.task.gold(row)
+
+    def trace(self, row: "Row", rng: Random, noise: float) -> str:
+        return self.task.trace(row, rng, noise)
