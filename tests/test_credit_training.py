@@ -17,7 +17,7 @@ from rlattn.setup import prepare
 from rlattn.types import AttentionOptions, Credit, CreditOptions, Signals
 
 MODES = {
-    "aligned": {},
+    "aligned": {"max_steps": 5},
     "two iterations": {"num_iterations": 2, "max_steps": 4},
     "misaligned": {"steps_per_generation": 2, "max_steps": 4},
     "accumulated": {"gradient_accumulation_steps": 2},
