@@ -286,7 +286,7 @@ MISTAKES = [
     ("llama", (*TEXT, "--layers", "one"), ("--layers", "'one'")),
     ("llama", (*TEXT, "--layers", "1,-2"), ("--layers", "from 0")),
     ("llama", (*TEXT, "--layers", "1,4"), ("--layers", "layers 0 to 3", "got 4")),
-    ("llama", (*TEXT, "--window", "0"), ("--window", "at least 1", "got 0")),
+    ("llama", (*TEXT, "--window", "0"), ("--window", "expected 1 to", "got 0")),
     ("llama", (*TEXT, "--horizon", "9", "3"), ("--horizon", "low <= high")),
     ("llama", (*TEXT, "--chat"), ("--chat", "no chat template", "--plain")),
     ("llama", ("--prompt", "x" * 200, "--response", "y" * 57), ("200 prompt and 57 response tokens", "context of 256")),
