@@ -12,6 +12,7 @@ from trl import GRPOConfig
 
 from rlattn.attention.heads import usable_layers
 from rlattn.data import eval_examples, train_data
+from rlattn.dialogues import check_dialogues
 from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.evaluate import Example
 from rlattn.plugins import build_credit, build_rewards, build_task
@@ -22,8 +23,8 @@ from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
 from rlattn.reward_functions import RewardFunction
 from rlattn.reward_glue import RewardOptions
-from rlattn.rules import check_installed, check_recipe, number
-from rlattn.tasks import Task
+from rlattn.rules import check_built, check_installed, check_recipe, number
+from rlattn.tasks import DialogueTask, Task
 from rlattn.trainer import COMBINE, AttentionGRPOTrainer
 
 PROMPTS_MEASURED = 1000  # measuring every prompt of a huge data set would take longer than it is worth
@@ -48,6 +49,7 @@ def prepare(recipe: Recipe) -> Setup:
     check_installed(recipe)
     check_generation(recipe)
     task, rewards = build_task(recipe), build_rewards(recipe)
+    check_built(recipe, task, rewards)
     if world_size() == 1:
         # TRL's own refusals, before a policy is made. On several ranks this would start the process group, and
         # transformers then saves models on rank 0 only: whichever rank makes the tiny policy must be able to.
@@ -66,6 +68,8 @@ def prepare(recipe: Recipe) -> Setup:
     check_lengths(recipe, policy, examples)
     check_layers(recipe, policy)
     kwargs = template_kwargs(recipe)
+    if isinstance(task, DialogueTask):
+        check_dialogues(task, policy.tokenizer, kwargs)
     return Setup(
         recipe=recipe,
         task=task,
@@ -92,6 +96,7 @@ def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrid
         stop_strings=recipe.policy.stop_strings,
         reward_options=reward_options(recipe),
         measure=getattr(setup.task, "metrics", None),
+        dialogue=setup.task if isinstance(setup.task, DialogueTask) else None,
         credit=build_credit(recipe),
         attention=recipe.attention,
         credit_options=recipe.credit.applied if recipe.credit else None,

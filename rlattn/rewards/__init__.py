@@ -23,6 +23,7 @@ from typing import Protocol, runtime_checkable
 from rlattn.errors import describe
 from rlattn.rewards.accuracy import Accuracy
 from rlattn.rewards.format import Format
+from rlattn.rewards.information_gain import InformationGain, ResolvedAttributes
 from rlattn.types import Rollout
 
 
@@ -35,7 +36,12 @@ class Reward(Protocol):
         ...
 
 
-REWARDS: dict[str, type] = {"accuracy": Accuracy, "format": Format}
+REWARDS: dict[str, type] = {
+    "accuracy": Accuracy,
+    "format": Format,
+    "information_gain": InformationGain,
+    "resolved_attributes": ResolvedAttributes,
+}
 
 
 def score_safely(reward: Reward, rollout: Rollout) -> tuple[float | None, str]:
