@@ -7,6 +7,7 @@ wrote, so that credit, rewards and metrics are the same. A reply's tokens are ne
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -267,7 +268,8 @@ def _hold_in_trainer(trainer: Any, task: DialogueTask, dialogues: Sequence[Dialo
 
 def _greedy_tool_dialogues(trainer: Any, examples: Sequence[Example]) -> list[tuple[list[int], list[bool]]]:
     """Through TRL's own tool loop, with what it would have set up for a training batch."""
-    kept = trainer.environments, trainer._metrics["eval"].copy()
+    kept = trainer.environments, trainer._metrics["eval"]
+    trainer._metrics["eval"] = defaultdict(list)  # TRL's own, of a batch that is none
     factory = trainer.environment_factories[None]
     trainer.environments = [factory() for _ in examples]
     trainer._batch_environments = [None] * len(examples)

@@ -63,6 +63,8 @@ class Questions:
     """Longest turn of the policy's, in tokens."""
     style: Literal["text", "tools"] = "text"
     """How the policy asks: in plain turns, or by calling a tool `ask` (chat models)."""
+    list_choices: bool = True
+    """Whether the prompt names the values to choose from; a policy without them has to have learned them."""
     train_rows: int = 2000
     eval_rows: int = 256
     data_seed: int = 0
@@ -206,9 +208,9 @@ class Questions:
             how = f"Call the tool `ask` with one question at a time, at most {self.questions} times"
         else:
             how = f"Ask the customer one question a turn, at most {self.questions} questions"
-        choices = " ; ".join(f"{name} = {' | '.join(a.prior)}" for name, a in self.space.attributes.items())
+        choices = "Choices: " + " ; ".join(f"{n} = {' | '.join(a.prior)}" for n, a in self.space.attributes.items())
         shape = " ; ".join(f"{name} = ..." for name in [*self.space.attributes][:2])
         return (
             f"Find out what a customer wants of {self.space.about}. {how}. Then write the whole specification, "
-            f"guessing what you could not ask, as <spec> {shape} ; ... </spec>. Choices: {choices}."
+            f"guessing what you could not ask, as <spec> {shape} ; ... </spec>." + f" {choices}." * self.list_choices
         )

@@ -11,9 +11,9 @@ from rlattn.tasks.task_space import Attribute, TaskSpace
 
 SPECIFICATION = re.compile(r"<spec>(.*?)</spec>", re.DOTALL)
 FUNCTION_WORDS = {
-    "a", "an", "and", "any", "are", "be", "by", "can", "could", "do", "does", "for", "have", "how", "i", "in", "is", "it",
-    "must", "of", "on", "or", "shall", "should", "some", "somebody", "something", "that", "the", "there", "this", "to",
-    "we", "what", "when", "where", "which", "who", "will", "with", "would", "you", "your",
+    "a", "an", "and", "any", "are", "be", "by", "can", "could", "do", "does", "for", "have", "how", "i", "in", "is",
+    "it", "must", "of", "on", "or", "shall", "should", "some", "somebody", "something", "that", "the", "there", "this",
+    "to", "we", "what", "when", "where", "which", "who", "will", "with", "would", "you", "your",
 }  # fmt: skip
 NEGATIONS = {"not", "no", "nothing", "never", "neither", "nor", "without", "except"}
 CLAUSE_ENDS = {",", ";", ".", "!", "?", "but"}
