@@ -61,6 +61,7 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
         raise UserError("policy.prompt_style", "a dialogue's turns are chat messages.", "Use chat.")
     if dialogue and getattr(task, "style", "") == "tools" and recipe.policy.path == TINY_POLICY:
         raise UserError("task.style", f"{TINY_POLICY}'s chat template cannot carry tool calls.", "Use text.")
+    asking = {name for name, reward in rewards.items() if isinstance(reward, InformationGain | ResolvedAttributes)}
     for name, reward in rewards.items():
         if "environment" in getattr(reward, "needs", ()) and not dialogue:
             problem = f"speaks of dialogues, and {type(task).__name__} has none."
@@ -74,12 +75,11 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
                 f"{weight:g} would count the gain a second time: with turn_credit its turns carry it.",
                 "Set weight: 0 and use turn_weight, or turn_credit: false.",
             )
-        others = [n for n, r in rewards.items() if "environment" not in getattr(r, "needs", ())]
-        if not any(recipe.rewards.named[other].weight > 0 for other in others):
+        if not any(recipe.rewards.named[other].weight > 0 for other in rewards.keys() - asking):
             raise UserError(
                 f"rewards.{name}",
                 "is the only reward: paid for asking alone, a policy forgets how to answer.",
-                "Add accuracy: {weight: 1}.",
+                "Add specification: {weight: 1}, or accuracy.",
             )
 
 

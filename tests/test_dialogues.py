@@ -314,7 +314,7 @@ def test_templates_that_cannot_carry_a_dialogue_are_refused(policy, caller):
     ("overrides", "message"),
     [
         (["rewards={information_gain: {weight: 0}}"], "rewards.information_gain: is the only reward"),
-        (["rewards.accuracy.weight=0"], "rewards.information_gain: is the only reward"),
+        (["rewards.specification.weight=0"], "rewards.information_gain: is the only reward"),
         (
             ["rewards.information_gain.weight=1"],
             "rewards.information_gain.weight: 1 would count the gain a second time",

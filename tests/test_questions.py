@@ -219,7 +219,9 @@ def test_every_turn_speaks_for_its_own_tokens(mask):
 def test_rewards_of_a_transcript():
     gold = PARCEL.gold(ROW)
     rollout = Rollout(prompt="", prompt_text="", completion=gold, row=ROW, task=PARCEL)
-    assert REWARDS["accuracy"]().score(rollout) == 1
+    assert REWARDS["accuracy"]().score(rollout) == REWARDS["specification"]().score(rollout) == 1
+    half = Rollout(prompt="", prompt_text="", completion="<spec> size = small </spec>", row=ROW, task=PARCEL)
+    assert REWARDS["specification"]().score(half) == pytest.approx(1 / 6)
     assert REWARDS["information_gain"](turn_cost=0).score(rollout) == pytest.approx(6.0029, abs=1e-3)
     assert REWARDS["information_gain"](turn_cost=0.5).score(rollout) == pytest.approx(4.5029, abs=1e-3)
     assert REWARDS["resolved_attributes"](turn_cost=0).score(rollout) == 3

@@ -24,6 +24,7 @@ from rlattn.errors import describe
 from rlattn.rewards.accuracy import Accuracy
 from rlattn.rewards.format import Format
 from rlattn.rewards.information_gain import InformationGain, ResolvedAttributes
+from rlattn.rewards.specification import SpecificationShare
 from rlattn.types import Rollout
 
 
@@ -41,6 +42,7 @@ REWARDS: dict[str, type] = {
     "format": Format,
     "information_gain": InformationGain,
     "resolved_attributes": ResolvedAttributes,
+    "specification": SpecificationShare,
 }
 
 

@@ -17,7 +17,8 @@ Decisions (the paper's body leaves them open, and its code is not published):
   the specification: to stop is better than to ask for less than the cost. Immediate and not to go: summed over later
   turns, the order of questions is not learned. The reward's own weight must be 0, as its turns carry it.
 - `turn_credit: false`, the ablation: the sum of these values is one number a rollout, weighed as any reward.
-- Another reward must pay for the right specification (`accuracy`): paid for asking alone, a policy forgets to answer.
+- Another reward must pay for the specification (`specification`, the share of attributes that are right, or `accuracy`,
+  all of them): paid for asking alone, a policy forgets to answer.
 - `resolved_attributes`, the control: the same, but a turn's value counts the attributes it settles, however uncertain.
 
 Cost: parsing text; no forward pass. Logged: `rewards/information_gain/mean` (bits a dialogue, costs taken off), and by
