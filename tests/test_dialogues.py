@@ -319,7 +319,7 @@ def test_templates_that_cannot_carry_a_dialogue_are_refused(policy, caller):
             ["rewards.information_gain.weight=1"],
             "rewards.information_gain.weight: 1 would count the gain a second time",
         ),
-        (["task={kind: arithmetic}"], "rewards.information_gain: speaks of dialogues, and Arithmetic has none"),
+        (["task={kind: arithmetic}"], "speaks of dialogues, and Arithmetic has none"),
         (["task.style=tools"], "task.style: tiny-reasoner's chat template cannot carry tool calls"),
         (["task.turn_limit=4"], "task.turn_limit: expected 1 to 3, half of the 6 attributes, found 4"),
         (["task.path=data/task_spaces/none.yaml"], "task.path: no file"),
