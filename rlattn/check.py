@@ -15,7 +15,7 @@ from rlattn.paths import shipped_dir
 from rlattn.plugins import build_credit, build_rewards, build_task
 from rlattn.recipe import TINY_LAYERS, TINY_POLICY, Recipe
 from rlattn.rows import check_gold, rows_of
-from rlattn.rules import check_installed, check_layers, check_recipe, generation_batch, number
+from rlattn.rules import check_built, check_installed, check_layers, check_recipe, generation_batch, number
 from rlattn.tasks import DatasetTask, Split, Task, WarmStartable
 from rlattn.types import Messages
 
@@ -42,6 +42,7 @@ def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
     except UserError as missing:  # a login node need not have what the run needs
         warnings.append(f"on this machine, {missing}")
     task, rewards, credit = build_task(recipe), build_rewards(recipe), build_credit(recipe)
+    check_built(recipe, task, rewards)
     if recipe.hub_ids:
         go_offline_if_unreachable()
     prompts, unread = prompts_of(task)
@@ -97,7 +98,7 @@ def check_policy(recipe: Recipe, task: Task | None = None) -> dict[str, Any]:
             raise UserError(
                 "policy.path",
                 f"{TINY_POLICY} learns a task's format from its trace(), which {type(task).__name__} has not.",
-                "Use a task that has one (arithmetic, countdown), or a pretrained policy.",
+                "Use a task that has one (arithmetic, countdown, questions), or a pretrained policy.",
             )
         return {}
     if Path(policy.path).is_dir() and policy.revision:

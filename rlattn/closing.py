@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlattn.dialogues import greedy_dialogues_hf
 from rlattn.effort import by_effort
-from rlattn.evaluate import Evaluation, score_greedy, summarise
+from rlattn.evaluate import Evaluation, Example, in_dialogue, in_one_turn, score_greedy, summarise
 from rlattn.generation import greedy_hf
 from rlattn.progress import duration, progress
 from rlattn.ranks import say
@@ -18,7 +20,7 @@ from rlattn.recipe import Recipe
 from rlattn.report import write_report
 from rlattn.rules import number
 from rlattn.setup import Setup, taught_task, template_kwargs
-from rlattn.tasks import WarmStartable
+from rlattn.tasks import DialogueTask, WarmStartable
 from rlattn.tracking import read_rows, write_text
 from rlattn.types import WarmStart
 
@@ -77,15 +79,26 @@ def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
             progress=lambda done, of, loss: update(done, f"loss {loss:.3f}"),
         )
     batch = number(recipe, "per_device_eval_batch_size", 8)
+    most_tokens, kwargs = number(recipe, "max_completion_length", 512), template_kwargs(recipe)
+
+    def converse(examples: Sequence[Example]) -> list[tuple[list[int], list[bool]]]:
+        task: Any = setup.task
+        return greedy_dialogues_hf(model, tokenizer, task, examples, most_tokens=most_tokens, template_kwargs=kwargs)
+
+    if isinstance(setup.task, DialogueTask):
+        generate = in_dialogue(converse, tokenizer)
+    else:
+        write = partial(greedy_hf, model, tokenizer, max_new_tokens=most_tokens)
+        generate = in_one_turn(write, tokenizer, kwargs)
     outcomes, _ = score_greedy(
-        partial(greedy_hf, model, tokenizer, max_new_tokens=number(recipe, "max_completion_length", 512)),
+        generate,
         tokenizer,
         setup.task,
         setup.examples,
         calls=math.ceil(len(setup.examples) / batch),
         batch_size=batch,
         filler=setup.examples[0],
-        template_kwargs=template_kwargs(recipe),
+        template_kwargs=kwargs,
     )
     return summarise(outcomes)
 

@@ -10,14 +10,27 @@ from typing import Any, NotRequired, TypedDict
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
+from rlattn.dialogues import completion_text, greedy_dialogues
 from rlattn.effort import effort_text, thought_tokens
 from rlattn.generation import generate_greedy
 from rlattn.prompts import decode, render_ids, render_text
-from rlattn.tasks import Row, Task
+from rlattn.tasks import DialogueTask, Row, Task
 from rlattn.trainer import AttentionGRPOTrainer
 from rlattn.types import Messages
 
-Generate = Callable[[list[list[int]]], list[list[int]]]  # prompts to completions, as token ids
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What the policy wrote about a row, or the dialogue it held about it."""
+
+    text: str
+    tokens: int
+    """Of its own."""
+    thought: int = 0
+    """Tokens of the `<think>` block."""
+
+
+Generate = Callable[[Sequence["Example"]], list[Completion]]
 
 
 class Example(TypedDict):
@@ -76,15 +89,20 @@ def evaluate(
     the same numbers. Cost: one greedy completion a row. The training RNG is left as it was.
     """
     rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    kwargs: Any = trainer.chat_template_kwargs
+    if isinstance(task, DialogueTask):
+        generate = in_dialogue(lambda part: greedy_dialogues(trainer, task, part), trainer._tokenizer)
+    else:
+        generate = in_one_turn(lambda ids: generate_greedy(trainer, ids), trainer._tokenizer, kwargs)
     outcomes, kept = score_greedy(
-        lambda prompt_ids: generate_greedy(trainer, prompt_ids),
+        generate,
         trainer._tokenizer,
         task,
         examples[rank::ranks],
         calls=math.ceil(math.ceil(len(examples) / ranks) / trainer.args.per_device_eval_batch_size),
         batch_size=trainer.args.per_device_eval_batch_size,
         filler=examples[0],
-        template_kwargs=trainer.chat_template_kwargs,  # type: ignore[arg-type]
+        template_kwargs=kwargs,
         samples=samples,
     )
     return summarise(gather_object(outcomes)), kept
@@ -107,29 +125,59 @@ def score_greedy(
     `calls`: how often to generate; a rank out of rows completes `filler`, as collective generation needs every rank.
     """
     measure: Callable[[str, Row], dict[str, float]] = getattr(task, "metrics", lambda completion, row: {})
-    spell: Callable[[Sequence[int]], Any] = partial(tokenizer.decode, skip_special_tokens=False)
     outcomes: list[Outcome] = []
     kept: list[dict[str, Any]] = []
     for start in range(0, calls * batch_size, batch_size):
         part = examples[start : start + batch_size]
-        prompts = [render_ids(tokenizer, example["prompt"], template_kwargs) for example in part or [filler]]
-        for example, ids in zip(part, generate(prompts), strict=False):
-            text = decode(tokenizer, ids)
+        for example, completion in zip(part, generate(part or [filler]), strict=False):
+            text = completion.text
             right = task.verify(text, example["row"])
             effort = example.get("effort")
             outcomes.append(
                 Outcome(
                     right=right,
-                    tokens=len(ids),
+                    tokens=completion.tokens,
                     measured=measure(text, example["row"]),
                     effort=effort,
-                    thought=thought_tokens(ids, spell) if effort else 0,
+                    thought=completion.thought if effort else 0,
                 )
             )
             if len(kept) < samples:
                 prompt = render_text(tokenizer, example["prompt"], template_kwargs)
                 kept.append({"prompt": prompt, "completion": text, "gold": task.gold(example["row"]), "score": right})
     return outcomes, kept
+
+
+def in_one_turn(
+    generate: Callable[[list[list[int]]], list[list[int]]],
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: dict[str, Any],
+) -> Generate:
+    """From prompts to completions as token ids -> from examples to what was written."""
+
+    spell: Callable[[Sequence[int]], Any] = partial(tokenizer.decode, skip_special_tokens=False)
+
+    def complete(examples: Sequence[Example]) -> list[Completion]:
+        prompts = [render_ids(tokenizer, example["prompt"], template_kwargs) for example in examples]
+        return [
+            Completion(text=decode(tokenizer, ids), tokens=len(ids), thought=thought_tokens(ids, spell))
+            for ids in generate(prompts)
+        ]
+
+    return complete
+
+
+def in_dialogue(
+    converse: Callable[[Sequence[Example]], list[tuple[list[int], list[bool]]]], tokenizer: PreTrainedTokenizerBase
+) -> Generate:
+    """From examples to dialogues, as token ids and policy masks -> from examples to what was said."""
+
+    def complete(examples: Sequence[Example]) -> list[Completion]:
+        return [
+            Completion(text=completion_text(tokenizer, ids, own), tokens=sum(own)) for ids, own in converse(examples)
+        ]
+
+    return complete
 
 
 def summarise(outcomes: Sequence[Outcome]) -> Evaluation:

@@ -22,9 +22,24 @@ def generate_greedy(trainer: AttentionGRPOTrainer, prompt_ids: list[list[int]]) 
 
     Collective: every rank makes the same number of calls. The training RNG and the trainer's mode stay as they were.
     """
-    with _apart(trainer), _settings(trainer, temperature=0.0):
+    with apart(trainer), settings(trainer, temperature=0.0):
         completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, 1)
     return completion_ids
+
+
+def generate_turn(
+    trainer: AttentionGRPOTrainer, prompt_ids: list[list[int]], *, max_new_tokens: int, greedy: bool
+) -> tuple[list[list[int]], list[list[float]] | None]:
+    """One turn a prompt, and its log-probabilities under vLLM: as training samples it, or greedy and apart from it.
+
+    Collective: every rank makes the same number of calls.
+    """
+    temperature = 0.0 if greedy else trainer.temperature
+    with (
+        apart(trainer) if greedy else nullcontext(),
+        settings(trainer, temperature=temperature, max_new_tokens=max_new_tokens),
+    ):
+        return trainer._generate_single_turn(prompt_ids, None, {}, 1)
 
 
 def generate_texts(
@@ -44,8 +59,8 @@ def generate_texts(
     tokenizer = trainer._tokenizer
     prompt_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts or [tokenizer.eos_token]]
     with (
-        _apart(trainer),
-        _settings(trainer, temperature=temperature, max_new_tokens=max_new_tokens),
+        apart(trainer),
+        settings(trainer, temperature=temperature, max_new_tokens=max_new_tokens),
         lagged.in_place(trainer) if lagged else nullcontext(),
     ):
         completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, 1)
@@ -65,7 +80,7 @@ def greedy_hf(
 
 
 @contextmanager
-def _apart(trainer: AttentionGRPOTrainer) -> Iterator[None]:
+def apart(trainer: AttentionGRPOTrainer) -> Iterator[None]:
     """Evaluation mode and a random stream of its own: training goes on as if nothing had been generated."""
     model = trainer.model
     assert model is not None
@@ -80,7 +95,7 @@ def _apart(trainer: AttentionGRPOTrainer) -> Iterator[None]:
 
 
 @contextmanager
-def _settings(trainer: Any, *, temperature: float, max_new_tokens: int | None = None) -> Iterator[None]:
+def settings(trainer: Any, *, temperature: float, max_new_tokens: int | None = None) -> Iterator[None]:
     """Temperature (0 for greedy) and length of what is generated inside the context."""
     if trainer.use_vllm:
         engine = trainer.vllm_generation

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlattn.dialogues import completion_text
 from rlattn.errors import describe
-from rlattn.prompts import decode, render_text
+from rlattn.prompts import render_text
 from rlattn.rewards import Reward, score_safely
 from rlattn.rewards.worker import ScoreWorker
 from rlattn.tasks import Task
@@ -86,7 +87,8 @@ class RewardFunction(Guarded):
         self.batch_of: Callable[[Sequence[Rollout]], RewardBatch] | None = None
 
     def __call__(self, prompts: list, **inputs: Any) -> list[float | None]:
-        rollouts = self._rollouts(prompts, inputs["completion_ids"], inputs["row"])
+        masks = inputs.get("policy_mask") or [None] * len(prompts)
+        rollouts = self._rollouts(prompts, inputs["completion_ids"], masks, inputs["row"])
         problem = ""
         if hasattr(self.reward, "prepare") and self.batch_of:
             batch = self.batch_of(rollouts)
@@ -115,10 +117,12 @@ class RewardFunction(Guarded):
                 values[place], problems[place] = None, problem
         return self.report(values, problems, [rollout.completion for rollout in rollouts])
 
-    def _rollouts(self, prompts: list, completion_ids: list[list[int]], rows: list[dict]) -> list[Rollout]:
+    def _rollouts(
+        self, prompts: list, completion_ids: list[list[int]], masks: list[list[bool] | None], rows: list[dict]
+    ) -> list[Rollout]:
         texts: dict[str, str] = {}  # a prompt comes once for each rollout of its group
         rollouts = []
-        for prompt, ids, row in zip(prompts, completion_ids, rows, strict=True):
+        for prompt, ids, mask, row in zip(prompts, completion_ids, masks, rows, strict=True):
             key = str(prompt)
             if key not in texts:
                 texts[key] = render_text(self.tokenizer, prompt, self.template_kwargs)
@@ -126,8 +130,9 @@ class RewardFunction(Guarded):
                 Rollout(
                     prompt=prompt,
                     prompt_text=texts[key],
-                    completion=decode(self.tokenizer, ids),
+                    completion=completion_text(self.tokenizer, ids, mask),
                     completion_ids=tuple(ids),
+                    policy_mask=tuple(mask or ()),
                     row=row,
                     task=self.task,
                 )

@@ -1,10 +1,14 @@
 """What must hold between the keys of a recipe, before anything is loaded. Imports neither torch nor TRL."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 from rlattn.errors import UserError, did_you_mean
 from rlattn.grpo_fields import load_fields
 from rlattn.recipe import TINY_CONTEXT, TINY_POLICY, Recipe
+from rlattn.rewards import Reward
+from rlattn.rewards.information_gain import InformationGain, ResolvedAttributes
+from rlattn.tasks import DialogueTask, Task
 from rlattn.types import ATTENTION_LAYERS
 
 INSTALL = {"wandb": "wandb", "trackio": "'rlattn[trackers]'", "tensorboard": "'rlattn[trackers]'"}
@@ -62,6 +66,35 @@ def check_layers(recipe: Recipe, layer_types: tuple[str, ...]) -> None:
     for layer in recipe.attention.layers or ():
         if layer not in usable:
             raise UserError("attention.layers", f"layer {layer} cannot be read.", f"This policy's are {usable}.")
+
+
+def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> None:
+    """What must hold between a recipe's task and its rewards. Raises UserError."""
+    dialogue = isinstance(task, DialogueTask)
+    if dialogue and recipe.policy.prompt_style == "plain":
+        raise UserError("policy.prompt_style", "a dialogue's turns are chat messages.", "Use chat.")
+    if dialogue and getattr(task, "style", "") == "tools" and recipe.policy.path == TINY_POLICY:
+        raise UserError("task.style", f"{TINY_POLICY}'s chat template cannot carry tool calls.", "Use text.")
+    asking = {name for name, reward in rewards.items() if isinstance(reward, InformationGain | ResolvedAttributes)}
+    for name, reward in rewards.items():
+        if "environment" in getattr(reward, "needs", ()) and not dialogue:
+            problem = f"speaks of dialogues, and {type(task).__name__} has none."
+            raise UserError(f"rewards.{name}", problem, "Use task.kind: questions, or drop it.")
+        if not isinstance(reward, InformationGain | ResolvedAttributes):
+            continue
+        weight = recipe.rewards.named[name].weight
+        if reward.turn_credit and weight:
+            raise UserError(
+                f"rewards.{name}.weight",
+                f"{weight:g} would count the gain a second time: with turn_credit its turns carry it.",
+                "Set weight: 0 and use turn_weight, or turn_credit: false.",
+            )
+        if not any(recipe.rewards.named[other].weight > 0 for other in rewards.keys() - asking):
+            raise UserError(
+                f"rewards.{name}",
+                "is the only reward: paid for asking alone, a policy forgets how to answer.",
+                "Add specification: {weight: 1}, or accuracy.",
+            )
 
 
 def check_installed(recipe: Recipe) -> None:

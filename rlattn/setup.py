@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
 from rlattn.data import eval_examples, train_data
+from rlattn.dialogues import check_dialogues
 from rlattn.distributed import start_deepspeed
 from rlattn.effort import AtEveryEffort, EffortDraw
 from rlattn.errors import UserError, describe, did_you_mean
@@ -23,8 +24,8 @@ from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
 from rlattn.reward_functions import RewardFunction
 from rlattn.reward_glue import RewardOptions
-from rlattn.rules import check_installed, check_layers, check_recipe, number
-from rlattn.tasks import Task, WarmStartable
+from rlattn.rules import check_built, check_installed, check_layers, check_recipe, number
+from rlattn.tasks import DialogueTask, Task, WarmStartable
 from rlattn.trainer import COMBINE, AttentionGRPOTrainer
 
 PROMPTS_MEASURED = 1000  # measuring every prompt of a huge data set would take longer than it is worth
@@ -50,6 +51,7 @@ def prepare(recipe: Recipe) -> Setup:
     check_generation(recipe)
     check_backend(recipe)
     task, rewards = build_task(recipe), build_rewards(recipe)
+    check_built(recipe, task, rewards)
     if world_size() == 1:
         # TRL's own refusals, before a policy is made. On several ranks this would start the process group, and
         # transformers then saves models on rank 0 only: whichever rank makes the tiny policy must be able to.
@@ -68,6 +70,8 @@ def prepare(recipe: Recipe) -> Setup:
     check_lengths(recipe, policy, examples)
     check_layers(recipe, policy.layer_types)
     kwargs = template_kwargs(recipe)
+    if isinstance(task, DialogueTask):
+        check_dialogues(task, policy.tokenizer, kwargs)
     return Setup(
         recipe=recipe,
         task=task,
@@ -95,6 +99,7 @@ def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrid
         reward_options=reward_options(recipe),
         measure=getattr(setup.task, "metrics", None),
         at_epoch=EffortDraw(efforts=efforts, seed=recipe.seed) if (efforts := recipe.task.efforts) else None,
+        dialogue=setup.task if isinstance(setup.task, DialogueTask) else None,
         credit=build_credit(recipe),
         attention=recipe.attention,
         credit_options=recipe.credit.applied if recipe.credit else None,

@@ -22,7 +22,10 @@ from filelock import FileLock
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from rlattn.dialogues import encode_dialogue
 from rlattn.recipe import TINY_CONTEXT, TINY_LAYERS
+from rlattn.tasks import DialogueTask
+from rlattn.transcript import read_transcript
 from rlattn.types import WarmStart
 
 if TYPE_CHECKING:
@@ -182,7 +185,9 @@ def _batches(
     seed: int,
     system_prompt: str | None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    """Endless (input_ids, labels, tokens): random rows, a fresh trace each, labels -100 but on the response."""
+    """Endless (input_ids, labels, tokens): random rows, a fresh trace each, labels -100 but on the response, of a
+    dialogue but on the policy's turns.
+    """
     rng = Random(seed)
     rows = list(task.rows("train"))
     prompts: dict[int, list[int]] = {}
@@ -192,16 +197,17 @@ def _batches(
             row = rows[index]
             if index not in prompts:
                 prompts[index] = _prompt_ids(tokenizer, row, system_prompt)
-            trace = tokenizer(task.trace(row, rng, noise), add_special_tokens=False)["input_ids"]
-            sequences.append((prompts[index], [*trace, tokenizer.eos_token_id]))
-        longest = max(len(prompt) + len(response) for prompt, response in sequences)
+            trace = task.trace(row, rng, noise)
+            turns = read_transcript(trace) if isinstance(task, DialogueTask) else [(trace, None)]
+            sequences.append((prompts[index], *encode_dialogue(tokenizer, turns)))
+        longest = max(len(prompt) + len(response) for prompt, response, _ in sequences)
         input_ids = torch.full((batch_size, longest), tokenizer.pad_token_id)
         labels = torch.full((batch_size, longest), -100)
-        for i, (prompt, response) in enumerate(sequences):
+        for i, (prompt, response, own) in enumerate(sequences):
             end = len(prompt) + len(response)
             input_ids[i, :end] = torch.tensor(prompt + response)
-            labels[i, len(prompt) : end] = torch.tensor(response)
-        yield input_ids, labels, sum(len(prompt) + len(response) for prompt, response in sequences)
+            labels[i, len(prompt) : end] = torch.where(torch.tensor(own), torch.tensor(response), -100)
+        yield input_ids, labels, sum(len(prompt) + len(response) for prompt, response, _ in sequences)
 
 
 def _prompt_ids(tokenizer: transformers.PreTrainedTokenizerBase, row: "Row", system_prompt: str | None) -> list[int]:
@@ -216,7 +222,10 @@ def _sample_texts(task: "WarmStartable", rows: "list[Row]", noise: float, seed: 
     """Prompts and responses of a fixed sample of training rows."""
     rng = Random(seed)
     sample = rng.sample(rows, min(SAMPLE, len(rows)))
-    return [text for row in sample for text in (row["prompt"], task.gold(row), task.trace(row, rng, noise))]
+    misunderstood = [task.reply("", rows[0]) or ""] if isinstance(task, DialogueTask) else []
+    return misunderstood + [
+        text for row in sample for text in (row["prompt"], task.gold(row), task.trace(row, rng, noise))
+    ]
 
 
 def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

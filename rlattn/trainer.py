@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -16,7 +17,8 @@ from trl.models.utils import disable_gradient_checkpointing
 from rlattn.advantages import apply_gates, contributions, fill_neutral, group_advantages, table_metrics
 from rlattn.attention.capture import Capture, batch_heads, capture
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
-from rlattn.prompts import decode
+from rlattn.dialogues import completion_text, trl_arguments
+from rlattn.generation import settings
 from rlattn.reward_glue import (
     NO_OPTIONS,
     RewardOptions,
@@ -29,6 +31,7 @@ from rlattn.reward_glue import (
     token_advantages,
     weights_now,
 )
+from rlattn.tasks import DialogueTask, Row
 from rlattn.types import AttentionOptions, CreditOptions
 
 COMBINE = {"sum": "sum_then_normalize", "decoupled": "normalize_then_sum"}  # our names, TRL's
@@ -57,6 +60,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         at_epoch: what an example (`prompt`, `row`, …) is in an epoch of training, such as its effort.
         measure: numbers about a completion and its row, logged as `task/<name>`: a task's own `metrics`.
         stop_strings: texts that end a completion, besides the end-of-sequence token (transformers generation).
+        dialogue: the task whose rows are held as dialogues; the data set then has the task's `row` beside `prompt`.
     """
 
     def __init__(
@@ -69,9 +73,14 @@ class AttentionGRPOTrainer(GRPOTrainer):
         stop_strings: tuple[str, ...] = (),
         measure: Callable[[str, Any], dict[str, float]] | None = None,
         at_epoch: Callable[[Any, int], dict[str, Any]] | None = None,
+        dialogue: DialogueTask | None = None,
         **kwargs: Any,
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{**kwargs, **trl_arguments(dialogue)})
+        if dialogue is not None and self.tools:
+            self.max_tool_calling_iterations = dialogue.questions
+        self.rows_in_hand: list[Row] = []  # of the batch that is being generated
+        self._generations = 0  # of the tool loop that is being run
         self.reward_funcs = [guard(function) for function in self.reward_funcs]
         if credit is not None and self.importance_sampling_level == "sequence":
             raise ValueError(
@@ -101,6 +110,12 @@ class AttentionGRPOTrainer(GRPOTrainer):
         for lagged in self._lagged.values():
             lagged.refresh(self.state.global_step)
         options, names, log = self.reward_options, self.reward_func_names, self.log_value
+        masks = self._tool_masks
+        if masks is not None:
+            inputs = [
+                {**example, "policy_mask": [bool(own) for own in mask]}
+                for example, mask in zip(inputs, masks, strict=True)
+            ]
         rewards_BK = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         for name, count in check_failures(self, len(rewards_BK), options.max_failed_share).items():
             log(name, count)
@@ -113,7 +128,10 @@ class AttentionGRPOTrainer(GRPOTrainer):
         for name, weight in zip(names, self.reward_weights.tolist(), strict=True):
             log(f"rewards/{name}/weight", weight)
         if self.measure:
-            texts = [decode(self._tokenizer, ids) for ids in completion_ids_list]
+            texts = [
+                completion_text(self._tokenizer, ids, masks[row] if masks is not None else None)
+                for row, ids in enumerate(completion_ids_list)
+            ]
             numbers = [self.measure(text, example["row"]) for text, example in zip(texts, inputs, strict=True)]
             for name, value in mean_by_name(numbers).items():
                 log(f"task/{name}", value)
@@ -134,6 +152,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
             inputs = [self.at_epoch(example, epoch) for example in inputs]
         weights: list[Tensor] = []
         crediting = self.credit is not None and self._training
+        self.rows_in_hand = [example.get("row") for example in inputs]
         if crediting:
             self._reading = weights.append
         try:
@@ -264,7 +283,17 @@ class AttentionGRPOTrainer(GRPOTrainer):
             padded_BT[row, : len(mask)] = torch.tensor(mask, dtype=mask_BT.dtype, device=mask_BT.device)
         return padded_BT
 
+    def _tool_call_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._generations = 0
+        result = super()._tool_call_loop(*args, **kwargs)
+        if is_deepspeed_zero3_enabled():  # its ranks share every forward pass, so all must generate equally often
+            with settings(self, temperature=1.0, max_new_tokens=1):
+                while self._generations < self.max_tool_calling_iterations:
+                    self._generate_single_turn([[self._tokenizer.eos_token_id]], None, {}, 1)
+        return result
+
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        self._generations += 1
         if not self.stop_strings or self.use_vllm:
             return super()._generate_single_turn(*args, **kwargs)
         with self._stopping():

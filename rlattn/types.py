@@ -21,9 +21,11 @@ class Rollout:
     prompt_text: str
     """The prompt as the policy read it, chat template applied; it may already open a tag such as `<think>`."""
     completion: str
-    """What the policy wrote, special tokens dropped."""
+    """What the policy wrote, special tokens dropped; of a dialogue the transcript (`rlattn/transcript.py`)."""
     completion_ids: tuple[int, ...] = ()
     """The same as token ids; empty when stored text is scored."""
+    policy_mask: tuple[bool, ...] = ()
+    """Which of these the policy wrote; all of them where empty. The rest are replies in a dialogue."""
     row: Mapping[str, Any]
     """The task's row: every column of it, the gold answer included."""
     task: "Task"

@@ -25,6 +25,8 @@ from rlattn.rewards.accuracy import Accuracy
 from rlattn.rewards.adaptive_effort import AdaptiveEffort
 from rlattn.rewards.brevity import Brevity
 from rlattn.rewards.format import Format
+from rlattn.rewards.information_gain import InformationGain, ResolvedAttributes
+from rlattn.rewards.specification import SpecificationShare
 from rlattn.types import Rollout
 
 LARGEST = 1e12  # its square still fits float32
@@ -44,6 +46,9 @@ REWARDS: dict[str, type] = {
     "adaptive_effort": AdaptiveEffort,
     "brevity": Brevity,
     "format": Format,
+    "information_gain": InformationGain,
+    "resolved_attributes": ResolvedAttributes,
+    "specification": SpecificationShare,
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from rlattn.tasks.arithmetic import Arithmetic
 from rlattn.tasks.countdown import Countdown
 from rlattn.tasks.dataset import DatasetTask
+from rlattn.tasks.questions import Questions
 
 Row = Mapping[str, Any]
 Split = Literal["train", "eval"]
@@ -48,4 +49,31 @@ class WarmStartable(Task, Protocol):
         ...
 
 
-TASKS: dict[str, type] = {"arithmetic": Arithmetic, "countdown": Countdown, "dataset": DatasetTask}
+@runtime_checkable
+class DialogueTask(Task, Protocol):
+    """A task whose rows are dialogues; `completion` is then the transcript (`rlattn/transcript.py`).
+
+    It also has `questions`, the most turns that are replied to; `turn_tokens`, the longest turn of the policy's; and
+    `style`: `text`, or `tools` where the policy asks by calling the tool `ask`.
+    """
+
+    @property
+    def questions(self) -> int: ...
+
+    @property
+    def turn_tokens(self) -> int: ...
+
+    @property
+    def style(self) -> Literal["text", "tools"]: ...
+
+    def reply(self, turn: str, row: Row) -> str | None:
+        """What is said to a turn of the policy's; None where it ends the dialogue. Pure; never raises."""
+        ...
+
+
+TASKS: dict[str, type] = {
+    "arithmetic": Arithmetic,
+    "countdown": Countdown,
+    "dataset": DatasetTask,
+    "questions": Questions,
+}

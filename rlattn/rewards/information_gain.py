@@ -1,0 +1,110 @@
+"""Information gain: an agent that asks is paid for what it learns by it (Nous, arXiv 2510.27410; task: `questions`).
+
+A belief b over the specification is one distribution an attribute, so H(b) = sum_i H(b_i), in bits. An answer that
+restricts attribute i to a set S renormalises b_i on S, and the turn gains
+
+    r_t = H(b_t) − H(b_{t+1})
+
+in closed form, from what was said alone. A second question about the same thing earns 0; a partial answer can leave
+more open than there was, and that negative gain is kept. An answer that contradicts the belief, or cannot be parsed,
+changes nothing and is counted.
+
+Decisions (the paper's body leaves them open, and its code is not published):
+
+- `turn_credit: true`: the tokens of a turn get the turn's own value, z-scored over the rollouts of the group that are
+  still alive at that turn, times `turn_weight`, on top of the advantage of the other rewards. The value is gain −
+  `turn_cost` for a question, −`turn_cost` for a malformed turn or a question past the limit, 0 for the turn that writes
+  the specification: to stop is better than to ask for less than the cost. Immediate and not to go: summed over later
+  turns, the order of questions is not learned. The reward's own weight must be 0, as its turns carry it.
+- `turn_credit: false`, the ablation: the sum of these values is one number a rollout, weighed as any reward.
+- Another reward must pay for the specification (`specification`, the share of attributes that are right, or `accuracy`,
+  all of them): paid for asking alone, a policy forgets to answer.
+- `resolved_attributes`, the control: the same, but a turn's value counts the attributes it settles, however uncertain.
+
+Cost: parsing text; no forward pass. Logged: `rewards/information_gain/mean` (bits a dialogue, costs taken off), and by
+the task, as task/… in training and eval/… on held-out rows: `gain` (bits a dialogue), `gain_per_turn` (bits a question
+asked), `gain_share` (of what the greedy questioner expects in all the questions there are), `opened_best` (share of
+dialogues that open with the greedy questioner's first question), `attributes_right`, `turns` (questions and malformed
+turns), `malformed`, `unparsed` and `contradictions` (a dialogue).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlattn.errors import UserError
+from rlattn.tasks.questions import Turn
+from rlattn.transcript import runs
+from rlattn.types import Rollout
+
+MOST_TURNS = 64  # parts of a rollout that are compared; a dialogue has fewer
+
+
+@dataclass(frozen=True, kw_only=True)
+class InformationGain:
+    """Bits that the questions of a dialogue gain, less a cost a question."""
+
+    turn_credit: bool = True
+    """Every turn's tokens are paid for their own turn; else one number a rollout."""
+    turn_cost: float = 0.1
+    """Bits."""
+    turn_weight: float = 1.0
+    """Of the turns' z-scores, beside the advantage of the other rewards."""
+
+    needs = ("environment",)
+    part_count = MOST_TURNS
+
+    @property
+    def part_weight(self) -> float:
+        return self.turn_weight
+
+    def score(self, rollout: Rollout) -> float:
+        return sum(turn_values(rollout.task, rollout.completion, "gain", self.turn_cost))
+
+    def parts(self, rollout: Rollout) -> list[tuple[float | None, list[bool]]]:
+        if not self.turn_credit:
+            return []
+        return turn_parts(rollout, turn_values(rollout.task, rollout.completion, "gain", self.turn_cost))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedAttributes:
+    """The control: attributes that the questions of a dialogue settle, less a cost a question."""
+
+    turn_credit: bool = True
+    turn_cost: float = 0.05
+    """Attributes."""
+    turn_weight: float = 1.0
+
+    needs = ("environment",)
+    part_count = MOST_TURNS
+
+    @property
+    def part_weight(self) -> float:
+        return self.turn_weight
+
+    def score(self, rollout: Rollout) -> float:
+        return sum(turn_values(rollout.task, rollout.completion, "resolved", self.turn_cost))
+
+    def parts(self, rollout: Rollout) -> list[tuple[float | None, list[bool]]]:
+        if not self.turn_credit:
+            return []
+        return turn_parts(rollout, turn_values(rollout.task, rollout.completion, "resolved", self.turn_cost))
+
+
+def turn_values(task: Any, completion: str, measure: str, cost: float) -> list[float]:
+    """What every turn is worth: `gain` or `resolved` less the cost; 0 for the turn that writes the specification."""
+    if not hasattr(task, "replay"):
+        raise UserError("task", f"{type(task).__name__} has no dialogues to gain from.", "Use kind: questions.")
+    turns: Sequence[Turn] = task.replay(completion)
+    return [0.0 if turn.kind == "specification" else getattr(turn, measure) - cost for turn in turns]
+
+
+def turn_parts(rollout: Rollout, values: Sequence[float]) -> list[tuple[float | None, list[bool]]]:
+    """Each turn's value, and the tokens that the policy wrote in it."""
+    mask = rollout.policy_mask or (True,) * len(rollout.completion_ids)
+    spans = [(start, end) for start, end, own in runs(mask) if own]
+    if len(spans) != len(values):
+        raise ValueError(f"{len(values)} turns in the text and {len(spans)} in the tokens")
+    places = range(len(mask))
+    return [(value, [start <= place < end for place in places]) for value, (start, end) in zip(values, spans)]
