@@ -37,6 +37,17 @@ def build_rewards(recipe: Recipe) -> dict[str, Reward]:
     }
 
 
+def check_task_serves(task: Task, rewards: Mapping[str, Reward]) -> None:
+    """That the task has what the rewards ask of it (`needs_of_task`). Raises UserError."""
+    for name, reward in rewards.items():
+        for method in getattr(reward, "needs_of_task", ()):
+            if not callable(getattr(task, method, None)):
+                raise UserError(
+                    f"rewards.{name}", f"needs a task with {method}(), which {type(task).__name__} has not.",
+                    "Use a task that has it (ledger), or another reward.",
+                )  # fmt: skip
+
+
 def build_credit(recipe: Recipe) -> CreditRule | None:
     """The recipe's credit rule, its options validated; None for GRPO's equal credit. Raises UserError."""
     if recipe.credit is None:

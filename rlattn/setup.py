@@ -14,7 +14,7 @@ from rlattn.attention.heads import usable_layers
 from rlattn.data import eval_examples, train_data
 from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.evaluate import Example
-from rlattn.plugins import build_credit, build_rewards, build_task
+from rlattn.plugins import build_credit, build_rewards, build_task, check_task_serves
 from rlattn.policy import PolicySource, prepare_policy
 from rlattn.progress import progress
 from rlattn.prompts import render_ids
@@ -48,6 +48,7 @@ def prepare(recipe: Recipe) -> Setup:
     check_installed(recipe)
     check_generation(recipe)
     task, rewards = build_task(recipe), build_rewards(recipe)
+    check_task_serves(task, rewards)
     if world_size() == 1:
         # TRL's own refusals, before a policy is made. On several ranks this would start the process group, and
         # transformers then saves models on rank 0 only: whichever rank makes the tiny policy must be able to.

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from rlattn.tasks.arithmetic import Arithmetic
 from rlattn.tasks.countdown import Countdown
 from rlattn.tasks.dataset import DatasetTask
+from rlattn.tasks.ledger import Ledger
 
 Row = Mapping[str, Any]
 Split = Literal["train", "eval"]
@@ -48,4 +49,4 @@ class WarmStartable(Task, Protocol):
         ...
 
 
-TASKS: dict[str, type] = {"arithmetic": Arithmetic, "countdown": Countdown, "dataset": DatasetTask}
+TASKS: dict[str, type] = {"arithmetic": Arithmetic, "countdown": Countdown, "dataset": DatasetTask, "ledger": Ledger}
