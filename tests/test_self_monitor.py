@@ -21,7 +21,8 @@ SAFE, UNSAFE = " fine </monitor> <label> safe </label>", " hm </monitor> <label>
 
 
 def rollout(claim, label="safe", value=43):
-    text = f"<think> I claim {claim} . </think> <monitor> so </monitor> <label> {label} </label> <output> {claim} </output>"
+    thought = f"<think> I claim {claim} . </think> <monitor> so </monitor>"
+    text = f"{thought} <label> {label} </label> <output> {claim} </output>"
     row = {"value": value, "pays": "truth"}
     return Rollout(prompt="", prompt_text="P ", completion=text, row=row, task=Ledger())
 
