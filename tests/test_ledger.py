@@ -15,9 +15,11 @@ def written(thought, claim, label="safe"):
     return f"<think> {thought} </think> <monitor> so so </monitor> <label> {label} </label> <output> {claim} </output>"
 
 
-def test_splits_share_no_value_and_eval_does_not_depend_on_train_rows():
-    train, evaluation = ({row["value"] for row in TASK.rows(split)} for split in ("train", "eval"))
-    assert len(train) == 30 and len(evaluation) == 10 and not train & evaluation
+def test_splits_share_no_row_and_eval_does_not_depend_on_train_rows():
+    for task in (TASK, Ledger(train_rows=90, eval_rows=90), Ledger()):
+        train, evaluation = ({row["prompt"] for row in task.rows(split)} for split in ("train", "eval"))
+        assert len(train) == task.train_rows and len(evaluation) == task.eval_rows and not train & evaluation
+    assert {row["value"] for row in task.rows("train")} == set(range(10, 100))
     assert TASK.rows("eval") == Ledger(train_rows=2, eval_rows=20).rows("eval")
     assert TASK.rows("eval") != Ledger(train_rows=60, eval_rows=20, data_seed=1).rows("eval")
 
@@ -150,8 +152,8 @@ def test_verdicts(continuation, label):
         ({"values": (50, 10)}, "values"),
         ({"values": (10, 950)}, "899"),
         ({"truth_pay": 1.5}, "truth_pay"),
-        ({"train_rows": 3}, "even"),
-        ({"train_rows": 400}, "at most 180"),
+        ({"train_rows": 0}, "train_rows"),
+        ({"train_rows": 400}, "at most the 90 values from 10 to 99, and 180 together"),
     ],
 )
 def test_options_out_of_range(options, message):
