@@ -24,7 +24,7 @@ TASK = Ledger(train_rows=32, eval_rows=8)
 
 @pytest.fixture(scope="module")
 def policy():
-    return tiny_policy(TASK, warm_start=WarmStart(steps=60, batch_size=8, learning_rate=5e-3, noise=0.3))
+    return tiny_policy(TASK, warm_start=WarmStart(steps=100, batch_size=16, learning_rate=5e-3, noise=0.5))
 
 
 def trained(policy, folder, rewards, *, resume=False, **settings):
@@ -50,7 +50,7 @@ def test_log_only_changes_nothing(policy, tmp_path):
     plain = trained(policy, tmp_path / "plain", action)
     logged = trained(policy, tmp_path / "log", {**action, "monitor": SelfMonitor(mode="log", lag=2, max_new_tokens=12)})
     assert torch.equal(weights(plain), weights(logged))
-    assert all("self_monitor/flag_rate" in log for log in logged.state.log_history[:3])
+    assert any(0 < log["self_monitor/flag_rate"] < 1 for log in logged.state.log_history[:3])
     rewarded = trained(
         policy, tmp_path / "reward", {**action, "monitor": SelfMonitor(constraint="penalty", max_new_tokens=12)}
     )
