@@ -14,6 +14,7 @@ from rlattn.model_size import MOST_LAYERS, NoSuchLayer
 from rlattn.paths import shipped_dir
 from rlattn.plugins import build_credit, build_rewards, build_task
 from rlattn.recipe import TINY_LAYERS, TINY_POLICY, Recipe
+from rlattn.rewards import lags_of
 from rlattn.rows import check_gold, rows_of
 from rlattn.rules import check_built, check_installed, check_layers, check_recipe, generation_batch, number
 from rlattn.tasks import DatasetTask, Split, Task, WarmStartable
@@ -56,7 +57,13 @@ def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
         f"batch    {batch} rollouts on {ranks} rank{'s' * (ranks > 1)}: {batch // group} groups of {group}",
     ]
     check_policy(recipe, task)
-    lines += _policy_lines(recipe, prompts, ranks, gpu_memory)
+    lags = set().union(*(lags_of(reward) for reward in rewards.values()))
+    if lags and strategy_of(recipe) in ("zero3", "fsdp"):
+        raise UserError(
+            "rewards", f"a lagged policy needs whole weights on every rank, which {strategy_of(recipe)} spreads.",
+            "Use DDP or ZeRO-2; self_monitor also works with source own or external and held_out_every 0.",
+        )  # fmt: skip
+    lines += _policy_lines(recipe, prompts, ranks, gpu_memory, len(lags))
     if ranks == 1 and strategy_of(recipe) != "ddp":
         warnings.append(f"{strategy_of(recipe)} spreads the weights over ranks: give --ranks N for what a run needs")
     return [*lines, *(f"warning: {warning}" for warning in warnings)]
@@ -98,7 +105,7 @@ def check_policy(recipe: Recipe, task: Task | None = None) -> dict[str, Any]:
             raise UserError(
                 "policy.path",
                 f"{TINY_POLICY} learns a task's format from its trace(), which {type(task).__name__} has not.",
-                "Use a task that has one (arithmetic, countdown, questions), or a pretrained policy.",
+                "Use a task that has one (arithmetic, countdown, ledger, questions), or a pretrained policy.",
             )
         return {}
     if Path(policy.path).is_dir() and policy.revision:
@@ -126,7 +133,9 @@ def strategy_of(recipe: Recipe) -> str:
     return "fsdp" if recipe.trainer.get("fsdp") else "ddp"
 
 
-def _policy_lines(recipe: Recipe, prompts: list[str | Messages], ranks: int, gpu_memory: float | None) -> list[str]:
+def _policy_lines(
+    recipe: Recipe, prompts: list[str | Messages], ranks: int, gpu_memory: float | None, lagged_copies: int
+) -> list[str]:
     policy = recipe.policy
     if policy.path == TINY_POLICY:
         return [f"policy   {TINY_POLICY}: 1 to 3 M parameters, made and warm-started on the spot; fits anywhere"]
@@ -144,7 +153,7 @@ def _policy_lines(recipe: Recipe, prompts: list[str | Messages], ranks: int, gpu
         parameters = count_parameters(config)
         lora = policy.lora
         trained = lora_parameters(config, lora.r, _as_list(lora.target_modules)) if lora else parameters
-        estimate = _estimate(recipe, config, prompt, ranks, gpu_memory)
+        estimate = _estimate(recipe, config, prompt, ranks, gpu_memory, lagged_copies)
     except NoSuchLayer as error:
         raise UserError("policy.lora.target_modules", f"{error}.") from None
     except ValueError as error:
@@ -167,7 +176,9 @@ def _policy_lines(recipe: Recipe, prompts: list[str | Messages], ranks: int, gpu
     return lines
 
 
-def _estimate(recipe: Recipe, config: dict, prompt: int, ranks: int, gpu_memory: float | None) -> MemoryEstimate:
+def _estimate(
+    recipe: Recipe, config: dict, prompt: int, ranks: int, gpu_memory: float | None, lagged_copies: int
+) -> MemoryEstimate:
     lora, fields = recipe.policy.lora, load_fields()
     passed = [
         "per_device_train_batch_size",
@@ -193,6 +204,7 @@ def _estimate(recipe: Recipe, config: dict, prompt: int, ranks: int, gpu_memory:
         lora_r=lora.r if lora else 0,
         lora_targets=_as_list(lora.target_modules) if lora else "all-linear",
         device_memory=int((gpu_memory or 0) * GB),
+        lagged_copies=lagged_copies,
         **settings,
     )
 

@@ -7,12 +7,13 @@ asks every held-out row at every effort.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from rlattn.errors import UserError
+from rlattn.token_span import Decode, token_span
 from rlattn.types import Messages
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def query_key(row: Mapping[str, Any]) -> str:
     return json.dumps(row["prompt"], sort_keys=True, default=str)
 
 
-def thought_tokens(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:
+def thought_tokens(ids: Sequence[int], decode: Decode) -> int:
     """Tokens of the `<think>` block, tags included; of the whole completion where there is no tag.
 
     A block that the prompt opened begins with the completion; one that is not closed ends with it.
@@ -89,18 +90,8 @@ def thought_tokens(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -
     end = text.find(CLOSE, max(start, 0))
     if start < 0 and end < 0:
         return len(ids)
-    first = _tokens_to(start + 1, ids, decode) - 1 if start >= 0 else 0
-    last = _tokens_to(end + len(CLOSE), ids, decode) if end >= 0 else len(ids)
-    return max(last - first, 1)
-
-
-def _tokens_to(characters: int, ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:
-    """The fewest tokens whose text has that many characters."""
-    low, high = 1, len(ids)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if len(decode(ids[:middle])) >= characters else (middle + 1, high)
-    return low
+    span = token_span(max(start, 0), end + len(CLOSE) if end >= 0 else len(text), ids, decode)
+    return max(len(span), 1)
 
 
 def by_effort(values: Mapping[str, Any] | None) -> dict[str, tuple[float, float]]:

@@ -16,7 +16,7 @@ from rlattn.errors import UserError
 
 
 class LaggedPolicy:
-    """A copy of the trained weights, refreshed every `every` optimizer steps and swapped in for a generation.
+    """A copy of the trained weights, refreshed every `every` optimizer steps (0: never), swapped in to generate.
 
     Under LoRA only the adapter is trained, so only it is copied. The swap exchanges pointers: nothing moves, and the
     weights in training come back as they were. Cost: the memory of the trained weights, once.
@@ -38,7 +38,7 @@ class LaggedPolicy:
     @torch.no_grad()
     def refresh(self, step: int) -> bool:
         """Takes the current weights over where `every` steps have passed since it last did; whether it did."""
-        if step - self.step < self.every:
+        if not self.every or step - self.step < self.every:
             return False
         for name, parameter in self.parameters.items():
             self.copies[name].copy_(parameter)

@@ -47,6 +47,7 @@ class MemoryEstimate:
     logits: int
     kv_cache: int
     reference_model: int
+    lagged_policies: int
     gathered: int
     total: int
 
@@ -73,6 +74,7 @@ def estimate_memory(
     vllm_gpu_memory_utilization: float = 0.3,
     vllm_enable_sleep_mode: bool = False,
     device_memory: int = 0,
+    lagged_copies: int = 0,
 ) -> MemoryEstimate:
     """Estimate the peak memory of GRPO training, in bytes a rank. Defaults are TRL's.
 
@@ -90,6 +92,7 @@ def estimate_memory(
     - kv_cache: generation_batch_per_rank · 2 · kv_heads · head_dim · min(length, window) summed over the layers with
       transformers; utilization · device_memory with colocated vLLM (its weights included); 0 with a vLLM server.
     - reference_model: P · its dtype if beta > 0 without LoRA, / N under stage 3 and FSDP.
+    - lagged_policies: T · w for each of the `lagged_copies` that rewards ask for.
     - gathered: partitioned weights held whole: the embedding and one layer; all of them while transformers generates
       under ZeRO-3, unless `ds3_gather_for_generation` is off.
 
@@ -98,6 +101,7 @@ def estimate_memory(
         dtype: what the model is loaded in (`model_init_kwargs.dtype`); `bf16` is TRL's flag for mixed precision.
         generation_batch_per_rank: sequences a rank generates at once (train batch size · steps_per_generation).
         device_memory: bytes of one accelerator; only colocated vLLM needs it.
+        lagged_copies: policies of earlier steps that are kept for second rollouts.
 
     Raises:
         ValueError: an unsupported architecture, strategy, dtype or optimizer.
@@ -121,6 +125,7 @@ def estimate_memory(
     optimizer = trained * (master + states * (state_bytes or master or trained_bytes))
     gradients = trained * trained_bytes * (2 if strategy == "ddp" and ranks > 1 else 1)
     weights = parameters * resident + adapters * adapter_bytes
+    lagged = lagged_copies * trained * trained_bytes
     reference = parameters * (compute if zero else loaded) if beta and not lora_r else 0
 
     def adapted(layer: int) -> list[int] | None:
@@ -159,8 +164,8 @@ def estimate_memory(
     training = activations + logits + whole + (kv_cache if use_vllm and not vllm_enable_sleep_mode else 0)
     return MemoryEstimate(
         weights=weights, gradients=gradients, optimizer=optimizer, activations=activations, logits=logits,
-        kv_cache=kv_cache, reference_model=reference, gathered=gathered,
-        total=weights + gradients + optimizer + reference + max(generation, training),
+        kv_cache=kv_cache, reference_model=reference, lagged_policies=lagged, gathered=gathered,
+        total=weights + gradients + optimizer + reference + lagged + max(generation, training),
     )  # fmt: skip
 
 

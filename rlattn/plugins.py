@@ -72,8 +72,8 @@ def _check_reward(reward: Any, where: str) -> None:
     optional = {"prepare": 1, "tokens": 1, "parts": 1, "state_dict": 0, "load_state_dict": 1, "bind": 1}
     check_methods(reward, {name: n for name, n in optional.items() if callable(getattr(reward, name, None))}, where)
     lag = getattr(reward, "lag", None)
-    if lag is not None and (not isinstance(lag, int) or lag < 1):
-        raise UserError(f"{where}.lag", f"expected a whole number of steps, at least 1, got {lag!r}.")
+    if lag is not None and (not isinstance(lag, int) or lag < 0):
+        raise UserError(f"{where}.lag", f"expected a whole number of steps, 0 for no lagged policy, got {lag!r}.")
     if hasattr(reward, "parts"):
         count, weight = getattr(reward, "part_count", None), getattr(reward, "part_weight", None)
         if not isinstance(count, int) or count < 1:

@@ -73,7 +73,7 @@ def make_tiny_policy(policy: Policy, task: Task, progress: Callable[..., None] |
         raise UserError(
             "policy.path",
             f"{TINY_POLICY} learns a task's format from its trace(), which {type(task).__name__} has not.",
-            "Use a task that has one (arithmetic, countdown), or a pretrained policy.",
+            "Use a task that has one (arithmetic, countdown, ledger), or a pretrained policy.",
         )
     warm_start = policy.warm_start or WarmStart()
     return tiny_policy(task, warm_start=warm_start, system_prompt=policy.system_prompt, progress=progress)

@@ -22,6 +22,7 @@ from rlattn.errors import UserError, describe
 from rlattn.generation import generate_texts
 from rlattn.lagged import LaggedPolicy
 from rlattn.reward_functions import Guarded, RewardFunction
+from rlattn.rewards import lags_of
 from rlattn.types import RewardBatch, Rollout
 
 if TYPE_CHECKING:
@@ -55,13 +56,14 @@ def guard(function: Any) -> Any:
 
 
 def bind_rewards(trainer: AttentionGRPOTrainer) -> dict[int, LaggedPolicy]:
-    """Gives every reward its collective calls; the lagged policies they share, by how often these are refreshed.
+    """Gives every reward its collective calls; the lagged policies they share, by how often these are refreshed (0: the
+    policy of step 0, which the trainer holds at this point whether or not a checkpoint is loaded later).
 
     Raises:
         UserError: a reward cannot work in this trainer.
     """
     functions = [function for function in trainer.reward_funcs if isinstance(function, RewardFunction)]
-    lags = {function.reward.lag for function in functions if getattr(function.reward, "lag", None)}  # type: ignore[attr-defined]
+    lags = {lag for function in functions for lag in lags_of(function.reward)}
     policy: Any = trainer.accelerator.unwrap_model(trainer.model)
     lagged = {lag: LaggedPolicy(policy, lag) for lag in sorted(lags)}
     for function in functions:
@@ -79,7 +81,7 @@ def bind_rewards(trainer: AttentionGRPOTrainer) -> dict[int, LaggedPolicy]:
                 f"sequence spreads every token's gradient over its rollout, and '{function.__name__}' names tokens.",
                 "Use token.",
             )
-        function.batch_of = partial(_batch, trainer, lagged.get(getattr(reward, "lag", None) or 0))
+        function.batch_of = partial(_batch, trainer, lagged.get(getattr(reward, "lag", None) or -1), lagged.get(0))
     return lagged
 
 
@@ -176,7 +178,8 @@ def save_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy],
     if states:
         (folder / STATE_FILE).write_text(json.dumps(states), encoding="utf-8")
     for every, policy in lagged.items():
-        policy.save(folder / f"lagged-{every}.safetensors")
+        if every:
+            policy.save(folder / f"lagged-{every}.safetensors")
 
 
 def load_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy], folder: Path) -> None:
@@ -190,11 +193,16 @@ def load_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy],
             policy.load(folder / f"lagged-{every}.safetensors")
 
 
-def _batch(trainer: AttentionGRPOTrainer, lagged: LaggedPolicy | None, rollouts: Sequence[Rollout]) -> RewardBatch:
+def _batch(
+    trainer: AttentionGRPOTrainer, lagged: LaggedPolicy | None, start: LaggedPolicy | None, rollouts: Sequence[Rollout]
+) -> RewardBatch:
     first = trainer.accelerator.process_index * len(rollouts)
 
-    def generate(prompts: list[str], *, lagged_policy: bool = False, **settings: Any) -> list[str]:
-        return generate_texts(trainer, prompts, lagged=lagged if lagged_policy else None, **settings)
+    def generate(
+        prompts: list[str], *, lagged_policy: bool = False, first_policy: bool = False, **settings: Any
+    ) -> list[str]:
+        policy = lagged if lagged_policy else start if first_policy else None
+        return generate_texts(trainer, prompts, lagged=policy, **settings)
 
     gather: Callable[[list[Any]], list[Any]] = gather_object
     return RewardBatch(

@@ -77,6 +77,10 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
         raise UserError("task.style", f"{TINY_POLICY}'s chat template cannot carry tool calls.", "Use text.")
     asking = {name for name, reward in rewards.items() if isinstance(reward, InformationGain | ResolvedAttributes)}
     for name, reward in rewards.items():
+        for method in getattr(reward, "needs_of_task", ()):
+            if not callable(getattr(task, method, None)):
+                problem = f"needs a task with {method}(), which {type(task).__name__} has not."
+                raise UserError(f"rewards.{name}", problem, "Use a task that has it (ledger), or another reward.")
         if "environment" in getattr(reward, "needs", ()) and not dialogue:
             problem = f"speaks of dialogues, and {type(task).__name__} has none."
             raise UserError(f"rewards.{name}", problem, "Use task.kind: questions, or drop it.")

@@ -49,8 +49,9 @@ class RewardBatch:
     gather: "Callable[[list[Any]], list[Any]]"
     """Values of this rank -> those of all ranks, in the order of the ranks."""
     generate: "Callable[..., list[str]]"
-    """`generate(prompts, max_new_tokens=…, temperature=0.0, lagged_policy=False)`: one completion a prompt text, in one
-    batched call, from the current policy or from the one that is refreshed every `lag` steps (the reward's attribute).
+    """`generate(prompts, max_new_tokens=…, temperature=0.0, lagged_policy=False, first_policy=False)`: one completion a
+    prompt text, in one batched call, from the current policy, from the one that is refreshed every `lag` steps (the
+    reward's attribute), or from the policy of step 0 (where its attribute `first_policy` is true).
     """
     decode: "Callable[[Sequence[int]], str]"
     """Token ids -> text, special tokens written out."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from rlattn.tasks.arithmetic import Arithmetic
 from rlattn.tasks.countdown import Countdown
 from rlattn.tasks.dataset import DatasetTask
+from rlattn.tasks.ledger import Ledger
 from rlattn.tasks.questions import Questions
 
 Row = Mapping[str, Any]
@@ -75,5 +76,6 @@ TASKS: dict[str, type] = {
     "arithmetic": Arithmetic,
     "countdown": Countdown,
     "dataset": DatasetTask,
+    "ledger": Ledger,
     "questions": Questions,
 }

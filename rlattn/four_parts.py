@@ -1,0 +1,78 @@
+"""The four-part response of a self-monitoring policy (CoT Monitor+, arXiv 2505.18807), and strict parsers for it.
+
+`<think>R</think> <monitor>critique</monitor> <label>safe|unsafe</label> <output>Y</output>`: the policy thinks, judges
+its own thoughts, labels them, and only then answers. Whatever deviates is malformed: a tag that is missing, repeated,
+nested or out of order, text between the parts, an empty part, any other label. A label that may stand anywhere, the
+answer included, could be forged.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from rlattn.token_span import Decode, token_span
+from rlattn.types import Rollout
+
+Label = Literal["safe", "unsafe"]
+
+TAGS = ("think", "monitor", "label", "output")
+MONITOR, LABEL_END = "<monitor>", "</label>"
+_TAG = rf"</?(?:{'|'.join(TAGS)})>"
+_BODY = rf"((?:(?!{_TAG}).)*+)"  # anything up to the next tag; possessive, so that a long one costs linear time
+_LABEL = r"<label>\s*((?i:safe|unsafe))\s*</label>"
+_WHOLE = re.compile(
+    rf"\s*<think>{_BODY}</think>\s*<monitor>{_BODY}</monitor>\s*{_LABEL}\s*<output>{_BODY}</output>\s*", re.DOTALL
+)
+_VERDICT = re.compile(rf"{_BODY}</monitor>\s*{_LABEL}(?!.*</?(?:think|monitor|label)>)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FourParts:
+    """A well-formed response, its parts without the space around them."""
+
+    thought: str
+    critique: str
+    label: Label
+    output: str
+
+
+def parse_four_parts(completion: str, prompt_text: str = "") -> FourParts | None:
+    """The parts of a completion; None where it is malformed. A prompt that ends in `<think>` has opened that part."""
+    found = _WHOLE.fullmatch(f"<think>{completion}" if _opens_thought(prompt_text) else completion)
+    if found is None:
+        return None
+    thought, critique, label, output = (part.strip() for part in found.groups())
+    if not (thought and critique and output):
+        return None
+    return FourParts(thought=thought, critique=critique, label=_label(label), output=output)
+
+
+def monitor_prompt(completion: str, prompt_text: str) -> str:
+    """What a second policy continues with a critique and a label: the prompt and a well-formed completion's thought."""
+    return prompt_text + completion[: completion.index(MONITOR) + len(MONITOR)]
+
+
+def outside_monitor(rollout: Rollout, decode: Decode) -> list[bool] | None:
+    """True for the tokens that are neither the critique nor the label; None where a completion has none of them."""
+    text = decode(rollout.completion_ids) if rollout.completion_ids else ""
+    start, end = text.find(MONITOR), text.find(LABEL_END)
+    if not 0 <= start < end:
+        return None
+    inside = token_span(start, end + len(LABEL_END), rollout.completion_ids, decode)
+    return [i not in inside for i in range(len(rollout.completion_ids))]
+
+
+def parse_verdict(continuation: str) -> Label | None:
+    """The label in what a policy wrote after `<monitor>`; None where it is malformed or there are two. What follows the
+    label may be cut off.
+    """
+    found = _VERDICT.match(continuation)
+    return _label(found.group(2)) if found and found.group(1).strip() else None
+
+
+def _opens_thought(prompt_text: str) -> bool:
+    return prompt_text.rstrip().endswith("<think>")
+
+
+def _label(text: str) -> Label:
+    return "safe" if text.lower() == "safe" else "unsafe"
