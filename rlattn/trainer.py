@@ -1,6 +1,5 @@
 """Glue: the only TRL subclass. It carries tensors between TRL and the pure modules; no arithmetic of its own."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,22 +16,20 @@ from rlattn.advantages import apply_gates, contributions, fill_neutral, group_ad
 from rlattn.attention.capture import Capture, batch_heads, capture
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
 from rlattn.prompts import decode
+from rlattn.resume import EpochOrder, RestorePlace, load_place, save_place
 from rlattn.reward_glue import (
     NO_OPTIONS,
     RewardOptions,
     bind_rewards,
     check_failures,
     guard,
-    load_rewards,
     measured,
-    save_rewards,
     token_advantages,
     weights_now,
 )
 from rlattn.types import AttentionOptions, CreditOptions
 
 COMBINE = {"sum": "sum_then_normalize", "decoupled": "normalize_then_sum"}  # our names, TRL's
-HEADS_FILE = "heads.json"  # in a checkpoint: the calibrated head sets, layers x heads
 IMAGE_INPUTS = (
     "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
     "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
@@ -85,6 +82,9 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self._base_weights_K = self.reward_weights
         self._lagged = bind_rewards(self)
         self._heads: tuple[Tensor, Tensor] | None = None  # of scope batch or calibrated
+        self._order: EpochOrder | None = None  # None: a streamed data set has no sampler
+        self._place = RestorePlace(self)
+        self.add_callback(self._place)
         self._reading: Callable[[Tensor], None] | None = None  # takes the weights that the next policy forward gives
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
@@ -189,24 +189,24 @@ class AttentionGRPOTrainer(GRPOTrainer):
         strength = schedule(self.state.global_step, max(1, self.state.max_steps), options.warmup, options.decay)
         return scheduled_weights(credit.weights_BN[:, -completion_length:], strength)
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> EpochOrder:
+        self._order = EpochOrder(super()._get_train_sampler(*args, **kwargs), self.args.seed)
+        return self._order
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed after the last step: transformers would add one
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if not self.is_world_process_zero():
-            return
-        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        save_rewards(self, self._lagged, folder)
-        if self.attention.scope == "calibrated" and self._heads is not None:
-            local_LH, global_LH = (heads_LH.tolist() for heads_LH in self._heads)
-            (folder / HEADS_FILE).write_text(json.dumps({"local": local_LH, "global": global_LH}), encoding="utf-8")
+        save_place(self, Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint:
-            load_rewards(self, self._lagged, Path(checkpoint))
-        if checkpoint and self.attention.scope == "calibrated" and (file := Path(checkpoint) / HEADS_FILE).is_file():
-            sets = json.loads(file.read_text(encoding="utf-8"))
-            local_LH, global_LH = (torch.tensor(sets[name], device=self.args.device) for name in ("local", "global"))
-            self._heads = local_LH, global_LH
+            load_place(self, Path(checkpoint))
 
     def _needs_whole_batch(self) -> bool:
         return self.attention.scope == "batch" or (self.attention.scope == "calibrated" and self._heads is None)

@@ -21,16 +21,19 @@ from rlattn.tasks import Arithmetic
 def trained(policy, tmp_path, rewards, *, trainer_class=AttentionGRPOTrainer, resume=False, options=None, **settings):  # noqa: F811
     from transformers import AutoTokenizer
 
-    task, tokenizer = Arithmetic(terms=(3, 3), train_rows=32), AutoTokenizer.from_pretrained(policy)
+    task, tokenizer = (
+        Arithmetic(terms=(3, 3), train_rows=settings.pop("train_rows", 32)),
+        AutoTokenizer.from_pretrained(policy),
+    )
     torch.manual_seed(0)
     timeouts = {name: reward.timeout for name, reward in rewards.items() if hasattr(reward, "timeout")}
     trainer = trainer_class(
         model=str(policy),
         reward_funcs=[RewardFunction(n, r, task, tokenizer, {}, timeouts.get(n)) for n, r in rewards.items()],
         args=GRPOConfig(
-            output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, logging_steps=1,
+            output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True,
             gradient_checkpointing=False, learning_rate=1e-2, num_generations=4, per_device_train_batch_size=8,
-            max_completion_length=24, **{"max_steps": 2, "save_strategy": "no", **settings},
+            max_completion_length=24, **{"max_steps": 2, "save_strategy": "no", "logging_steps": 1, **settings},
         ),
         train_dataset=train_data(task, Policy(path=str(policy))),
         processing_class=tokenizer,
