@@ -42,8 +42,10 @@ REFUSED = {
     ),
     "logging_strategy": "is fixed: every logging_steps steps",
     **dict.fromkeys(("disable_tqdm", "do_train", "do_eval", "do_predict"), "has no effect here"),
-    **dict.fromkeys(("metric_for_best_model", "greater_is_better"), "has no effect: the last checkpoints are kept"),
-    "load_best_model_at_end": "is not offered: checkpoints/ keeps the last ones, model/ is the final policy",
+    **dict.fromkeys(
+        ("metric_for_best_model", "greater_is_better"), "has no effect: see resume.keep_last and resume.keep_best"
+    ),
+    "load_best_model_at_end": "is not offered: model/ is the final policy; see resume.keep_best",
 }
 
 Text = Annotated[str, Field(min_length=1)]
@@ -193,6 +195,7 @@ class Resume(Strict):
     """What happens when the same command runs again."""
 
     keep_last: int = Field(default=2, ge=1)
+    keep_best: bool = False  # also the checkpoint with the best held-out accuracy
     allow_changed: tuple[Text, ...] = ()  # recipe keys that may differ from the run that is continued
 
 

@@ -10,14 +10,17 @@ numbers. Not restored: the reference policy that `sync_ref_model` moves, and vLL
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rlattn.checkpoints import PARTIAL, checkpoint_step, checkpoints, clear, is_write_failure, rotate, seal
+from rlattn.errors import describe
 from rlattn.ranks import say
 from rlattn.reward_glue import load_rewards, save_rewards
 
@@ -69,6 +72,62 @@ class RestorePlace(TrainerCallback):
             batches = len(kwargs["train_dataloader"])
             steps = max(1, -(-batches // args.gradient_accumulation_steps))  # transformers' own count of an epoch
             order.epoch = state.global_step // steps
+
+
+def save_durably(trainer: AttentionGRPOTrainer, write: Callable[[], None]) -> None:
+    """`write` and what is ours, into a checkpoint that is whole or not there; then old ones go. Collective.
+
+    Where the disk fails, on whichever rank, training goes on with the last good checkpoint, and says so.
+    """
+    folder, step = Path(trainer.args.output_dir), trainer.state.global_step
+    name = f"checkpoint-{step}"
+    if trainer.is_world_process_zero():
+        clear(folder)
+    trainer.accelerator.wait_for_everyone()
+
+    def save() -> None:
+        trainer._saving = True
+        try:
+            write()
+            save_place(trainer, folder / PARTIAL / name)
+        finally:
+            trainer._saving = False
+
+    failed = _failure_on_any_rank(save)
+    if not failed:
+        failed = _failure_on_any_rank(lambda: seal(folder, name) if trainer.is_world_process_zero() else None)
+    if failed:
+        last = next((path.name for path in reversed(checkpoints(folder))), "none")
+        say(f"warning: {name} could not be written ({failed}); the last good one is {last}. Make room on the disk.")
+    best = trainer.state.best_global_step  # of transformers' own evaluation, whose path still names `.partial`
+    if best and (folder / f"checkpoint-{best}").is_dir():
+        trainer.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
+    if not trainer.is_world_process_zero():
+        return
+    if failed:
+        clear(folder)
+    else:
+        rotate(folder, step, keep_last=trainer.args.save_total_limit, best_step=_best_step(trainer, folder))
+
+
+def _failure_on_any_rank(act: Callable[[], None]) -> str | None:
+    """Runs `act`; how the disk failed it on the first rank where it did. Collective."""
+    failed = None
+    try:
+        act()
+    except Exception as error:
+        if not is_write_failure(error):
+            raise
+        failed = describe(error)
+    return next((found for found in gather_object([failed]) if found), None)
+
+
+def _best_step(trainer: AttentionGRPOTrainer, folder: Path) -> int | None:
+    """The step of the checkpoint with the best held-out accuracy; of equals, the latest."""
+    there = {checkpoint_step(path) for path in checkpoints(folder)}
+    rows = [row for row in trainer.state.log_history if "eval_accuracy" in row and row["step"] in there]
+    best = max(rows, key=lambda row: (row["eval_accuracy"], row["step"]), default=None)
+    return int(best["step"]) if best and trainer.keep_best else trainer.state.best_global_step
 
 
 def save_place(trainer: AttentionGRPOTrainer, folder: Path) -> None:

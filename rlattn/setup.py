@@ -93,6 +93,7 @@ def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrid
         callbacks=callbacks,
         stop_strings=recipe.policy.stop_strings,
         reward_options=reward_options(recipe),
+        keep_best=recipe.resume.keep_best,
         measure=getattr(setup.task, "metrics", None),
         credit=build_credit(recipe),
         attention=recipe.attention,

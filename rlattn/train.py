@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from rlattn.callbacks import HeldOutEvaluation, MetricsFile, Progress
+from rlattn.checkpoints import checkpoint_step
 from rlattn.closing import finish
 from rlattn.errors import UserError
 from rlattn.progress import duration
@@ -18,15 +19,14 @@ from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
 from rlattn.rules import number
 from rlattn.setup import make_trainer, prepare, template_kwargs
-from rlattn.tracking import last_checkpoint, leave_run, lock_run, open_run, start_run
+from rlattn.tracking import leave_run, lock_run, open_run, sound_checkpoint, start_run
 from rlattn.trainer import AttentionGRPOTrainer
 
 
 def train(recipe: Recipe) -> None:
     """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
     began = time.monotonic()
-    start_step = open_run(recipe)
-    if start_step is None:
+    if open_run(recipe) is None:
         say(
             f"{recipe.run_dir} is complete: see its report.html. To train on, raise trainer.max_steps and add\n"
             "resume.allow_changed='[trainer.max_steps]'; to start over, name another output_dir."
@@ -34,13 +34,14 @@ def train(recipe: Recipe) -> None:
         return
     lock = lock_run(recipe.run_dir) if is_main() else None
     try:
+        checkpoint = sound_checkpoint(recipe, world_size())
         setup = prepare(recipe)
     except UserError:
         if lock:
             leave_run(recipe.run_dir, lock)
         raise
     if is_main():
-        start_run(recipe, start_step, world_size())
+        start_run(recipe, checkpoint_step(checkpoint) if checkpoint else 0, world_size())
     evaluation = HeldOutEvaluation(
         setup.task,
         setup.examples,
@@ -51,7 +52,6 @@ def train(recipe: Recipe) -> None:
     callbacks = [evaluation, MetricsFile(recipe.run_dir)] + ([Progress(evaluation)] if is_main() else [])
     trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks)
     evaluation.trainer = trainer
-    checkpoint = last_checkpoint(recipe.run_dir) if start_step else None
     if checkpoint:
         say(f"continuing from {checkpoint}")
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -1,5 +1,6 @@
 """Glue: the only TRL subclass. It carries tensors between TRL and the pure modules; no arithmetic of its own."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from rlattn.advantages import apply_gates, contributions, fill_neutral, group_advantages, table_metrics
 from rlattn.attention.capture import Capture, batch_heads, capture
+from rlattn.checkpoints import PARTIAL
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
 from rlattn.prompts import decode
-from rlattn.resume import EpochOrder, RestorePlace, load_place, save_place
+from rlattn.resume import EpochOrder, RestorePlace, load_place, save_durably
 from rlattn.reward_glue import (
     NO_OPTIONS,
     RewardOptions,
@@ -52,6 +53,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         credit_options: sign and schedule of the weights.
         reward_options: gates and ramps of the rewards, and how many failures are borne.
         measure: numbers about a completion and its row, logged as `task/<name>`: a task's own `metrics`.
+        keep_best: keep the checkpoint with the best held-out accuracy, besides the last `save_total_limit`.
         stop_strings: texts that end a completion, besides the end-of-sequence token (transformers generation).
     """
 
@@ -63,6 +65,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         credit_options: CreditOptions | None = None,
         reward_options: RewardOptions = NO_OPTIONS,
         stop_strings: tuple[str, ...] = (),
+        keep_best: bool = False,
         measure: Callable[[str, Any], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
@@ -83,6 +86,8 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self._lagged = bind_rewards(self)
         self._heads: tuple[Tensor, Tensor] | None = None  # of scope batch or calibrated
         self._order: EpochOrder | None = None  # None: a streamed data set has no sampler
+        self._saving = False  # into the folder of what is not whole yet
+        self.keep_best = keep_best
         self._place = RestorePlace(self)
         self.add_callback(self._place)
         self._reading: Callable[[Tensor], None] | None = None  # takes the weights that the next policy forward gives
@@ -200,8 +205,12 @@ class AttentionGRPOTrainer(GRPOTrainer):
         super()._run_epoch(**kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        save_place(self, Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        save = super()._save_checkpoint
+        save_durably(self, lambda: save(model, trial))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, PARTIAL) if self._saving else folder
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
