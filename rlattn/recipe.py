@@ -35,6 +35,7 @@ REFUSED = {
     "resume_from_checkpoint": "is not needed: the same command continues the run",
     "push_to_hub": "is not done while training: use `rlattn export RUN --push REPO`",
     "auto_find_batch_size": "would break groups apart: lower trainer.per_device_train_batch_size instead",
+    "enable_jit_checkpoint": "is not needed: SIGTERM and SIGUSR1 save and stop, on all ranks alike",
     "eval_on_start": "is not needed: rlattn evaluates before, during and after training",
     **dict.fromkeys(
         ("hub_token", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
@@ -196,6 +197,7 @@ class Resume(Strict):
 
     keep_last: int = Field(default=2, ge=1)
     keep_best: bool = False  # also the checkpoint with the best held-out accuracy
+    grace_seconds: float = Field(default=120, gt=0, le=1e6)  # from a signal to the end of the step; then it exits
     allow_changed: tuple[Text, ...] = ()  # recipe keys that may differ from the run that is continued
 
 

@@ -79,7 +79,7 @@ def save_durably(trainer: AttentionGRPOTrainer, write: Callable[[], None]) -> No
 
     Where the disk fails, on whichever rank, training goes on with the last good checkpoint, and says so.
     """
-    folder, step = Path(trainer.args.output_dir), trainer.state.global_step
+    folder, step = Path(str(trainer.args.output_dir)), trainer.state.global_step
     name = f"checkpoint-{step}"
     if trainer.is_world_process_zero():
         clear(folder)
@@ -175,7 +175,8 @@ def load_place(trainer: AttentionGRPOTrainer, folder: Path) -> None:
 
 def _window(trainer: AttentionGRPOTrainer) -> int:
     """Batches that are trained on before the next generation."""
-    return trainer.args.steps_per_generation * trainer.num_iterations  # type: ignore[operator]
+    args: Any = trainer.args
+    return int(args.steps_per_generation * trainer.num_iterations)
 
 
 def _file(trainer: AttentionGRPOTrainer, folder: Path) -> Path:

@@ -19,6 +19,7 @@ from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
 from rlattn.rules import number
 from rlattn.setup import make_trainer, prepare, template_kwargs
+from rlattn.stopping import StopSignals
 from rlattn.tracking import leave_run, lock_run, open_run, sound_checkpoint, start_run
 from rlattn.trainer import AttentionGRPOTrainer
 
@@ -50,11 +51,24 @@ def train(recipe: Recipe) -> None:
         run_dir=recipe.run_dir,
     )
     callbacks = [evaluation, MetricsFile(recipe.run_dir)] + ([Progress(evaluation)] if is_main() else [])
+    stop = StopSignals(recipe.resume.grace_seconds)
+    callbacks.append(stop)
     trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks)
     evaluation.trainer = trainer
     if checkpoint:
         say(f"continuing from {checkpoint}")
+    stop.listen()
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    stop.leave()
+    if stop.stopped_by:
+        saved = recipe.run_dir / "checkpoints" / f"checkpoint-{result.global_step}"
+        say(
+            f"\nstopped by {stop.stopped_by.name} after step {result.global_step}"
+            f"{f', saved in {saved}' if saved.is_dir() else ''}; the same command goes on from the last checkpoint."
+        )
+        if torch.distributed.is_initialized():
+            trainer.accelerator.end_training()
+        sys.exit(128 + stop.stopped_by)
     save_model(trainer, recipe.run_dir / "model")
     if is_main():
         finish(setup, evaluation.latest, result, time.monotonic() - began)

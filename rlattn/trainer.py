@@ -198,11 +198,11 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self._order = EpochOrder(super()._get_train_sampler(*args, **kwargs), self.args.seed)
         return self._order
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # resumed after the last step: transformers would add one
             self.control.should_training_stop = True
             return
-        super()._run_epoch(**kwargs)
+        super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         save = super()._save_checkpoint
