@@ -39,6 +39,11 @@ class HeldOutEvaluation(TrainerCallback):
         if last:
             control.should_save = args.save_strategy != "no"  # so that a longer run can go on from the end of this one
 
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.latest is None and state.global_step >= state.max_steps:  # resumed after the last step
+            assert self.trainer is not None
+            self.latest, self.latest_step = evaluate(self.trainer, self.task, self.examples)[0], state.global_step
+
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
         began = time.monotonic()
         assert self.trainer is not None

@@ -191,6 +191,8 @@ class Resume(Strict):
     """What happens when the same command runs again."""
 
     keep_last: int = Field(default=2, ge=1)
+    keep_best: bool = False  # also the checkpoint with the best held-out accuracy
+    grace_seconds: float = Field(default=120, gt=0, le=1e6)  # from a signal to the end of the step; then it exits
     allow_changed: tuple[Text, ...] = ()  # recipe keys that may differ from the run that is continued
 
 

@@ -97,6 +97,7 @@ def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrid
         callbacks=callbacks,
         stop_strings=recipe.policy.stop_strings,
         reward_options=reward_options(recipe),
+        keep_best=recipe.resume.keep_best,
         measure=getattr(setup.task, "metrics", None),
         at_epoch=EffortDraw(efforts=efforts, seed=recipe.seed) if (efforts := recipe.task.efforts) else None,
         dialogue=setup.task if isinstance(setup.task, DialogueTask) else None,

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from rlattn.checkpoints import checkpoint_ranks, checkpoint_step, newest_sound
 from rlattn.errors import UserError
+from rlattn.ranks import say
 from rlattn.recipe import Recipe, differences, load_recipe
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "wandb", "vllm")
@@ -56,7 +57,7 @@ def open_run(recipe: Recipe) -> int | None:
         raise UserError(
             "output_dir", f"{run} holds a run of another recipe ({'; '.join(shown)}{more}).", f"Name another{allow}"
         )
-    checkpoint = last_checkpoint(run)
+    checkpoint, _ = newest_sound(run / "checkpoints", hashes=False)
     done = checkpoint_step(checkpoint) if checkpoint else 0
     wanted = recipe.trainer.get("max_steps", -1)
     finished = bool(read_summary(run)) and (run / "model").is_dir()
@@ -134,18 +135,22 @@ def environment(recipe: Recipe, world_size: int) -> dict[str, Any]:
     }
 
 
-def last_checkpoint(run: Path) -> Path | None:
-    """The newest complete checkpoint: trainer_state.json is what transformers writes last."""
-    found = [
-        path
-        for path in (run / "checkpoints").glob("checkpoint-*")
-        if re.fullmatch(r"checkpoint-\d{1,12}", path.name) and (path / "trainer_state.json").is_file()
-    ]
-    return max(found, key=checkpoint_step, default=None)
+def sound_checkpoint(recipe: Recipe, world_size: int) -> Path | None:
+    """The newest checkpoint that is whole, every byte of it read; None where there is none yet. Says what it skips.
 
-
-def checkpoint_step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+    Raises:
+        UserError: all are damaged, or another number of ranks wrote it and DeepSpeed would have to read it.
+    """
+    checkpoint, skipped = newest_sound(recipe.run_dir / "checkpoints")
+    for line in skipped:
+        say(f"warning: {line}")
+    ranks = checkpoint_ranks(checkpoint) if checkpoint else None
+    if recipe.trainer.get("deepspeed") and ranks not in (None, world_size):
+        raise UserError(
+            "trainer.deepspeed", f"{ranks} ranks wrote {checkpoint}; DeepSpeed cannot read it on {world_size}.",
+            f"Start it on {ranks}.",
+        )  # fmt: skip
+    return checkpoint
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from rlattn.callbacks import HeldOutEvaluation, MetricsFile, Progress
+from rlattn.checkpoints import checkpoint_step
 from rlattn.closing import finish
 from rlattn.errors import UserError
 from rlattn.progress import duration
@@ -18,15 +19,15 @@ from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
 from rlattn.rules import number
 from rlattn.setup import make_trainer, prepare, template_kwargs
-from rlattn.tracking import last_checkpoint, leave_run, lock_run, open_run, start_run
+from rlattn.stopping import StopSignals
+from rlattn.tracking import leave_run, lock_run, open_run, sound_checkpoint, start_run
 from rlattn.trainer import AttentionGRPOTrainer
 
 
 def train(recipe: Recipe) -> None:
     """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
     began = time.monotonic()
-    start_step = open_run(recipe)
-    if start_step is None:
+    if open_run(recipe) is None:
         say(
             f"{recipe.run_dir} is complete: see its report.html. To train on, raise trainer.max_steps and add\n"
             "resume.allow_changed='[trainer.max_steps]'; to start over, name another output_dir."
@@ -34,6 +35,8 @@ def train(recipe: Recipe) -> None:
         return
     lock = lock_run(recipe.run_dir) if is_main() else None
     try:
+        checkpoint = sound_checkpoint(recipe, world_size())
+        start_step = checkpoint_step(checkpoint) if checkpoint else 0
         setup = prepare(recipe)
     except UserError:
         if lock:
@@ -49,12 +52,24 @@ def train(recipe: Recipe) -> None:
         run_dir=recipe.run_dir,
     )
     callbacks = [evaluation, MetricsFile(recipe.run_dir)] + ([Progress(evaluation)] if is_main() else [])
+    stop = StopSignals(recipe.resume.grace_seconds)
+    callbacks.append(stop)
     trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks)
     evaluation.trainer = trainer
-    checkpoint = last_checkpoint(recipe.run_dir) if start_step else None
     if checkpoint:
         say(f"continuing from {checkpoint}")
+    stop.listen()
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    stop.leave()
+    if stop.stopped_by:
+        saved = recipe.run_dir / "checkpoints" / f"checkpoint-{result.global_step}"
+        say(
+            f"\nstopped by {stop.stopped_by.name} after step {result.global_step}"
+            f"{f', saved in {saved}' if saved.is_dir() else ''}; the same command goes on from the last checkpoint."
+        )
+        if torch.distributed.is_initialized():
+            trainer.accelerator.end_training()
+        sys.exit(128 + stop.stopped_by)
     save_model(trainer, recipe.run_dir / "model")
     if is_main():
         finish(setup, evaluation.latest, result, time.monotonic() - began, start_step)

@@ -1,6 +1,6 @@
 """Glue: the only TRL subclass. It carries tensors between TRL and the pure modules; no arithmetic of its own."""
 
-import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,24 +10,23 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from rlattn.advantages import apply_gates, contributions, fill_neutral, group_advantages, table_metrics
 from rlattn.attention.capture import Capture, batch_heads, capture
+from rlattn.checkpoints import PARTIAL
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
 from rlattn.dialogues import completion_text, trl_arguments
 from rlattn.generation import settings
+from rlattn.resume import EpochOrder, RestorePlace, load_place, save_durably
 from rlattn.reward_glue import (
     NO_OPTIONS,
     RewardOptions,
     bind_rewards,
     check_failures,
     guard,
-    load_rewards,
     mean_by_name,
-    save_rewards,
     token_advantages,
     weights_now,
 )
@@ -35,7 +34,6 @@ from rlattn.tasks import DialogueTask, Row
 from rlattn.types import AttentionOptions, CreditOptions
 
 COMBINE = {"sum": "sum_then_normalize", "decoupled": "normalize_then_sum"}  # our names, TRL's
-HEADS_FILE = "heads.json"  # in a checkpoint: the calibrated head sets, layers x heads
 IMAGE_INPUTS = (
     "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
     "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
@@ -59,6 +57,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         reward_options: gates and ramps of the rewards, and how many failures are borne.
         at_epoch: what an example (`prompt`, `row`, …) is in an epoch of training, such as its effort.
         measure: numbers about a completion and its row, logged as `task/<name>`: a task's own `metrics`.
+        keep_best: keep the checkpoint with the best held-out accuracy, besides the last `save_total_limit`.
         stop_strings: texts that end a completion, besides the end-of-sequence token (transformers generation).
         dialogue: the task whose rows are held as dialogues; the data set then has the task's `row` beside `prompt`.
     """
@@ -71,6 +70,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         credit_options: CreditOptions | None = None,
         reward_options: RewardOptions = NO_OPTIONS,
         stop_strings: tuple[str, ...] = (),
+        keep_best: bool = False,
         measure: Callable[[str, Any], dict[str, float]] | None = None,
         at_epoch: Callable[[Any, int], dict[str, Any]] | None = None,
         dialogue: DialogueTask | None = None,
@@ -104,6 +104,11 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self._base_weights_K = self.reward_weights
         self._lagged = bind_rewards(self)
         self._heads: tuple[Tensor, Tensor] | None = None  # of scope batch or calibrated
+        self._order: EpochOrder | None = None  # None: a streamed data set has no sampler
+        self._saving = False  # into the folder of what is not whole yet
+        self.keep_best = keep_best
+        self._place = RestorePlace(self)
+        self.add_callback(self._place)
         self._reading: Callable[[Tensor], None] | None = None  # takes the weights that the next policy forward gives
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
@@ -221,24 +226,28 @@ class AttentionGRPOTrainer(GRPOTrainer):
         strength = schedule(self.state.global_step, max(1, self.state.max_steps), options.warmup, options.decay)
         return scheduled_weights(credit.weights_BN[:, -completion_length:], strength)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if not self.is_world_process_zero():
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> EpochOrder:
+        self._order = EpochOrder(super()._get_train_sampler(*args, **kwargs), self.args.seed)
+        return self._order
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed after the last step: transformers would add one
+            self.control.should_training_stop = True
             return
-        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        save_rewards(self, self._lagged, folder)
-        if self.attention.scope == "calibrated" and self._heads is not None:
-            local_LH, global_LH = (heads_LH.tolist() for heads_LH in self._heads)
-            (folder / HEADS_FILE).write_text(json.dumps({"local": local_LH, "global": global_LH}), encoding="utf-8")
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        save = super()._save_checkpoint
+        save_durably(self, lambda: save(model, trial))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, PARTIAL) if self._saving else folder
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint:
-            load_rewards(self, self._lagged, Path(checkpoint))
-        if checkpoint and self.attention.scope == "calibrated" and (file := Path(checkpoint) / HEADS_FILE).is_file():
-            sets = json.loads(file.read_text(encoding="utf-8"))
-            local_LH, global_LH = (torch.tensor(sets[name], device=self.args.device) for name in ("local", "global"))
-            self._heads = local_LH, global_LH
+            load_place(self, Path(checkpoint))
 
     def _needs_whole_batch(self) -> bool:
         return self.attention.scope == "batch" or (self.attention.scope == "calibrated" and self._heads is None)

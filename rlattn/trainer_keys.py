@@ -17,6 +17,7 @@ REFUSED = {
     "resume_from_checkpoint": "is not needed: the same command continues the run",
     "push_to_hub": "is not done while training: use `rlattn export RUN --push REPO`",
     "auto_find_batch_size": "would break groups apart: lower trainer.per_device_train_batch_size instead",
+    "enable_jit_checkpoint": "is not needed: SIGTERM and SIGUSR1 save and stop, on all ranks alike",
     "eval_on_start": "is not needed: rlattn evaluates before, during and after training",
     **dict.fromkeys(
         ("hub_token", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"),
@@ -24,6 +25,8 @@ REFUSED = {
     ),
     "logging_strategy": "is fixed: every logging_steps steps",
     **dict.fromkeys(("disable_tqdm", "do_train", "do_eval", "do_predict"), "has no effect here"),
-    **dict.fromkeys(("metric_for_best_model", "greater_is_better"), "has no effect: the last checkpoints are kept"),
-    "load_best_model_at_end": "is not offered: checkpoints/ keeps the last ones, model/ is the final policy",
+    **dict.fromkeys(
+        ("metric_for_best_model", "greater_is_better"), "has no effect: see resume.keep_last and resume.keep_best"
+    ),
+    "load_best_model_at_end": "is not offered: model/ is the final policy; see resume.keep_best",
 }

@@ -1,0 +1,70 @@
+"""Glue: SIGTERM and SIGUSR1 end a run after the step in progress, on all ranks alike, with a checkpoint.
+
+The ranks agree at the end of every step (one number a rank), so that none saves or stops alone. A signal is seen by a
+thread of its own: the main one may sit in a collective call that never returns, where Python runs no handlers.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopSignals(TrainerCallback):
+    """From `listen` to `leave` the process no longer ends at these signals; `stopped_by` is the one that ended the run.
+
+    Where the ranks do not come to the end of a step within `grace_seconds`, the process exits by itself: the run then
+    goes on from the last checkpoint. Exit code: 128 + the signal's number, 143 for SIGTERM.
+    """
+
+    def __init__(self, grace_seconds: float):
+        self.grace_seconds = grace_seconds
+        self.stopped_by: signal.Signals | None = None
+        self._received = 0
+        self._agreed = threading.Event()
+
+    def listen(self) -> None:
+        """Main thread only."""
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._wait_for_signal, daemon=True).start()
+
+    def leave(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        self._agreed.set()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        received = torch.tensor(self._received, device=args.device)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        if not received.item():
+            return
+        self._agreed.set()
+        if state.global_step < state.max_steps:  # else there is nothing left to go on with
+            self.stopped_by = signal.Signals(int(received.item()))
+            control.should_save = control.should_training_stop = True
+
+    def _wait_for_signal(self) -> None:
+        while (number := self._reader.recv(1)[0]) not in SIGNALS:  # Ctrl-C is written there too
+            continue
+        self._received = number
+        if not self._agreed.wait(self.grace_seconds):
+            print(
+                f"rlattn: {signal.Signals(number).name}, but the step did not end on all ranks within "
+                f"resume.grace_seconds = {self.grace_seconds:g}; the same command goes on from the last checkpoint.",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(128 + number)

@@ -1,0 +1,89 @@
+"""A run that was stopped and continued is the run that was not: same parameters, same numbers."""
+
+import os
+import re
+from dataclasses import dataclass
+
+import torch
+from conftest import rlattn
+from safetensors.torch import load_file
+from test_reward_training import LogOnly, trained, weights
+from test_trl_contract import policy  # noqa: F401
+
+from rlattn.tracking import read_rows
+
+# A generation window of four steps, an epoch of eight: checkpoint 10 lies inside a window of the second epoch.
+WINDOWS = {"steps_per_generation": 2, "num_iterations": 2, "max_steps": 13, "logging_steps": 4, "train_rows": 8}
+TIMED = re.compile(r"time|seconds|runtime|per_second|total_flos|train_loss|checkpoint-")
+
+
+def untimed(rows):
+    return [{key: value for key, value in row.items() if not TIMED.search(key)} for row in rows]
+
+
+@dataclass
+class Stateful(LogOnly):
+    """Pays by how much it has seen, so that a lost state shows in the gradients."""
+
+    def score(self, rollout):
+        return float((sum(rollout.completion_ids) + self.total) % 3)
+
+
+def test_a_run_continued_inside_a_window_of_the_second_epoch_is_the_unbroken_run(policy, tmp_path):  # noqa: F811
+    saving = {**WINDOWS, "save_strategy": "steps", "save_steps": 10}
+    whole = trained(policy, tmp_path, {"stateful": Stateful(lag=3)}, **saving)
+    again = trained(policy, tmp_path, {"stateful": Stateful(lag=3)}, resume=str(tmp_path / "checkpoint-10"), **saving)
+    assert torch.equal(weights(whole), weights(again))
+    assert untimed(whole.state.log_history) == untimed(again.state.log_history)
+    place = torch.load(tmp_path / "checkpoint-10/rank-0-of-1.pt", weights_only=True)
+    assert place["step"] == 10
+    assert len(place["rollouts"]) == 2
+
+
+def test_a_run_stopped_after_its_last_step_does_not_take_another(policy, tmp_path):  # noqa: F811
+    saving = {**WINDOWS, "max_steps": 5, "save_strategy": "steps", "save_steps": 5}
+    whole = trained(policy, tmp_path, {"stateful": Stateful(lag=3)}, **saving)
+    again = trained(policy, tmp_path, {"stateful": Stateful(lag=3)}, resume=str(tmp_path / "checkpoint-5"), **saving)
+    assert again.state.global_step == 5
+    assert torch.equal(weights(whole), weights(again))
+
+
+def test_a_killed_run_of_two_ranks_with_lora_ends_bit_for_bit_as_the_unbroken_one(policy, tmp_path):  # noqa: F811
+    (tmp_path / "mortal.py").write_text(
+        "import os, signal\n"
+        "class Mortal:\n"
+        "    total = 0\n"
+        "    def prepare(self, batch):\n"
+        "        if os.environ.get('DIES_AT') == str(batch.step) and os.environ['RANK'] == '1':\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        self.total += sum(batch.gather([len(r.completion_ids) for r in batch.rollouts]))\n"
+        "        return [self.total] * len(batch.rollouts)\n"
+        "    def score(self, rollout): return float((sum(rollout.completion_ids) + rollout.note) % 3)\n"
+        "    def state_dict(self): return {'total': self.total}\n"
+        "    def load_state_dict(self, state): self.total = state['total']\n"
+    )
+    recipe = (
+        f"policy={{path: {policy}, lora: {{r: 4}}}}",
+        "task={kind: arithmetic, terms: [3, 3], eval_rows: 4, train_rows: 8}",
+        "rewards={mortal: {python: 'mortal:Mortal'}}",
+        "trainer={max_steps: 13, num_generations: 4, per_device_train_batch_size: 4, max_completion_length: 24,"
+        " steps_per_generation: 2, num_iterations: 2, learning_rate: 1e-2, gradient_checkpointing: false,"
+        " eval_steps: 7, save_steps: 5, per_device_eval_batch_size: 8}",
+    )
+    whole = rlattn("train", "quickstart", *recipe, "output_dir=whole", cwd=tmp_path, ranks=2)
+    assert whole.returncode == 0, whole.stderr
+    os.environ["DIES_AT"] = "12"
+    try:
+        killed = rlattn("train", "quickstart", *recipe, "output_dir=killed", cwd=tmp_path, ranks=2)
+    finally:
+        del os.environ["DIES_AT"]
+    assert killed.returncode != 0
+    assert (tmp_path / "killed/checkpoints/checkpoint-10").is_dir()
+    again = rlattn("train", "quickstart", *recipe, "output_dir=killed", cwd=tmp_path, ranks=2)
+    assert again.returncode == 0, again.stderr
+    models = [load_file(tmp_path / run / "model/adapter_model.safetensors") for run in ("whole", "killed")]
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    rows = [untimed(read_rows(tmp_path / run / "metrics.jsonl")) for run in ("whole", "killed")]
+    assert [row["step"] for row in rows[0]] == list(range(14))
+    assert rows[0] == rows[1]

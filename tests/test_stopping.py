@@ -1,0 +1,59 @@
+"""SIGTERM and SIGUSR1: save, stop, go on; real processes and real signals."""
+
+import pytest
+from conftest import SMALL, rlattn
+from test_resume import untimed
+
+from rlattn.tracking import read_rows
+
+SIGNALLED = """
+import os, signal, time
+class Signalled:
+    def prepare(self, batch):
+        number, rank = os.environ.get("SIGNAL"), os.environ.get("RANK", "0")
+        if number and batch.step == 1 and rank == os.environ.get("TO_RANK", "0"):
+            os.kill(os.getpid(), int(number))
+            time.sleep(float(os.environ.get("THEN_SLEEP", "0")))
+        return [None] * len(batch.rollouts)
+    def score(self, rollout): return float(len(rollout.completion_ids) % 2)
+"""
+RECIPE = (*SMALL, "rewards={accuracy: {}, signalled: {python: 'signalled:Signalled'}}", "trainer.save_steps=50")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    return tmp_path
+
+
+def test_sigterm_saves_and_stops_and_the_same_command_gives_the_unbroken_run(folder, monkeypatch):
+    assert rlattn("train", "quickstart", *RECIPE, "output_dir=whole", cwd=folder).returncode == 0
+    monkeypatch.setenv("SIGNAL", "15")
+    result = rlattn("train", "quickstart", *RECIPE, "output_dir=run", cwd=folder)
+    assert result.returncode == 143, result.stderr
+    assert "stopped by SIGTERM after step 2, saved in" in result.stdout
+    assert not (folder / "run/model").exists()
+    monkeypatch.delenv("SIGNAL")
+    again = rlattn("train", "quickstart", *RECIPE, "output_dir=run", cwd=folder)
+    assert again.returncode == 0, again.stderr
+    rows = [untimed(read_rows(folder / run / "metrics.jsonl")) for run in ("whole", "run")]
+    assert rows[0] == rows[1]
+
+
+def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(folder, monkeypatch):
+    monkeypatch.setenv("SIGNAL", "10")
+    monkeypatch.setenv("TO_RANK", "1")
+    batch = "trainer.per_device_train_batch_size=4"
+    result = rlattn("train", "quickstart", *RECIPE, batch, "output_dir=run", cwd=folder, ranks=2)
+    assert result.returncode != 0
+    assert result.stdout.count("stopped by SIGUSR1 after step 2") == 1
+    assert "exitcode  : 138" in result.stderr
+    assert [path.name for path in (folder / "run/checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_a_step_that_does_not_end_is_left_after_the_grace_time(folder, monkeypatch):
+    monkeypatch.setenv("SIGNAL", "15")
+    monkeypatch.setenv("THEN_SLEEP", "250")
+    result = rlattn("train", "quickstart", *RECIPE, "resume.grace_seconds=1", "output_dir=run", cwd=folder, timeout=240)
+    assert result.returncode == 143
+    assert "resume.grace_seconds = 1; the same command goes on" in result.stderr
