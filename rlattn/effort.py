@@ -103,14 +103,16 @@ def by_effort(values: Mapping[str, Any] | None) -> dict[str, tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class AtEveryEffort:
-    """A task as the tiny policy's warm start reads it: every row at every effort, its traces blind to which."""
+    """A task as the tiny policy's warm start reads it: every row at every effort, which `trace` finds in the row."""
 
     task: "WarmStartable"
     efforts: tuple[float, ...]
 
     def rows(self, split: "Split") -> "Iterable[Row]":
         rows = self.task.rows(split)
-        return [{**row, "prompt": with_effort_line(row["prompt"], e)} for row in rows for e in self.efforts]
+        return [
+            {**row, "prompt": with_effort_line(row["prompt"], e), "effort": e} for row in rows for e in self.efforts
+        ]
 
     def verify(self, completion: str, row: "Row") -> float:
         return self.task.verify(completion, row)

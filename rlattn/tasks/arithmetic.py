@@ -81,13 +81,16 @@ class Arithmetic:
         """The worked solution, with the slip that pupils make most: a carry or borrow that is needed is forgotten with
         chance `noise` (in [0, 1]), and the rest builds on that. A check looks at a step's carry again and forgets it
         with the same chance; what it notices stays noticed. So more checks are right more often, ever less so.
+        A row with an `effort` leans the coins of its checks a little, from 0.35 at 0.25 to 0.65 at 1: what the line
+        says is nothing to a policy that never read a word, and a policy that cannot read it cannot learn to heed it.
         """
         first, *rest = row["terms"]
         totals = list(accumulate(row["terms"]))
         total, lines = first, []
         # no draw without checks: traces, and policies taught by them, stay what they were
         coins = range(self.checks[1] - self.checks[0])
-        count = self.checks[0] + sum(rng.random() < 0.5 for _ in coins)
+        leaning = 0.25 + 0.4 * row["effort"] if "effort" in row else 0.5
+        count = self.checks[0] + sum(rng.random() < leaning for _ in coins)
         checked = [rng.randint(1, len(rest)) for _ in range(count)]
         for i, term in enumerate(rest, start=1):
             right, slip = _step(total, term), _step(total, term, forget=True)
