@@ -18,6 +18,7 @@ from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
 from rlattn.rules import number
 from rlattn.setup import make_trainer, prepare, template_kwargs
+from rlattn.token_log import TokenLog
 from rlattn.tracking import last_checkpoint, leave_run, lock_run, open_run, start_run
 from rlattn.trainer import AttentionGRPOTrainer
 
@@ -49,7 +50,13 @@ def train(recipe: Recipe) -> None:
         run_dir=recipe.run_dir,
     )
     callbacks = [evaluation, MetricsFile(recipe.run_dir)] + ([Progress(evaluation)] if is_main() else [])
-    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks)
+    tracking = recipe.tracking
+    token_log = (
+        TokenLog(recipe.run_dir, rollouts=tracking.token_rollouts, every=tracking.token_every, seed=recipe.seed)
+        if tracking.token_rollouts
+        else None
+    )
+    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log)
     evaluation.trainer = trainer
     checkpoint = last_checkpoint(recipe.run_dir) if start_step else None
     if checkpoint:

@@ -29,6 +29,7 @@ from rlattn.reward_glue import (
     token_advantages,
     weights_now,
 )
+from rlattn.token_log import TokenLog
 from rlattn.types import AttentionOptions, CreditOptions
 
 COMBINE = {"sum": "sum_then_normalize", "decoupled": "normalize_then_sum"}  # our names, TRL's
@@ -55,6 +56,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         credit_options: sign and schedule of the weights.
         reward_options: gates and ramps of the rewards, and how many failures are borne.
         measure: numbers about a completion and its row, logged as `task/<name>`: a task's own `metrics`.
+        token_log: what keeps the tokens of sampled rollouts.
         stop_strings: texts that end a completion, besides the end-of-sequence token (transformers generation).
     """
 
@@ -67,6 +69,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         reward_options: RewardOptions = NO_OPTIONS,
         stop_strings: tuple[str, ...] = (),
         measure: Callable[[str, Any], dict[str, float]] | None = None,
+        token_log: TokenLog | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -81,6 +84,9 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self.credit_options = credit_options or CreditOptions()
         self.reward_options = reward_options
         self.measure = measure
+        self.token_log = token_log
+        if token_log:
+            self.add_callback(token_log)
         self.stop_strings = tuple(stop_strings)
         self._base_weights_K = self.reward_weights
         self._lagged = bind_rewards(self)
@@ -129,12 +135,20 @@ class AttentionGRPOTrainer(GRPOTrainer):
         finally:
             self._reading = None
         advantage_BT = self._advantages(out)
+        if self.token_log and self._training:
+            out = {**out, **self.token_log.carried(self, advantage_BT, bool(weights))}
         if not weights:  # they come with the training forward, or not at all
             return {**out, "advantages": advantage_BT}
         shaped_BT = apply_credit(advantage_BT, weights[0], self.credit_options.sign)
         return {**out, "advantages": shaped_BT, "credited": torch.ones_like(advantage_BT[:, 0])}
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss = self._credited_loss(model, inputs)
+        if self.token_log and self._training:
+            self.token_log.see(self, inputs)
+        return loss
+
+    def _credited_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if self.credit is None or not self._training or "credited" in inputs:
             return super()._compute_loss(model, inputs)
         inputs = dict(inputs)  # TRL hands out its buffer: written into, credit would compound over iterations
@@ -155,7 +169,9 @@ class AttentionGRPOTrainer(GRPOTrainer):
         read, self._reading = self._reading, None  # the reference policy's pass, which follows, is not read
         forward = super()._get_per_token_logps_and_entropies
         if read is None:
-            return forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+            result = forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+            self._show_forward(result)
+            return result
         response_BN = attention_mask.clone()
         response_BN[:, :-logits_to_keep] = 0
         response_BN[:, -logits_to_keep:] *= self._tool_mask_like(response_BN[:, -logits_to_keep:])
@@ -165,7 +181,12 @@ class AttentionGRPOTrainer(GRPOTrainer):
         with capture(policy, attention_mask, response_BN, options=self.attention) as captured:
             result = forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         read(self._weights(captured, result[1], logits_to_keep))
+        self._show_forward(result)
         return result
+
+    def _show_forward(self, result: Any) -> None:
+        if self.token_log and result[1] is not None:
+            self.token_log.forward = result[0].detach(), result[1].detach()
 
     def _weights(self, captured: Capture, entropy_BT: Tensor | None, completion_length: int) -> Tensor:
         """weights_BT of the captured rollouts; what the rule did goes to the metrics."""
@@ -187,7 +208,10 @@ class AttentionGRPOTrainer(GRPOTrainer):
             self._metrics["train"][name].append(value)
         options = self.credit_options
         strength = schedule(self.state.global_step, max(1, self.state.max_steps), options.warmup, options.decay)
-        return scheduled_weights(credit.weights_BN[:, -completion_length:], strength)
+        weights_BT = scheduled_weights(credit.weights_BN[:, -completion_length:], strength)
+        if self.token_log:
+            self.token_log.read_signals(signals, weights_BT)
+        return weights_BT
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -1,0 +1,66 @@
+"""What every logged number means. One table: the report shows it, README points at it. Standard library only."""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    name: str
+    """As in metrics.jsonl; `*` stands for any name."""
+    meaning: str
+    unit: str = ""
+    healthy: str = ""
+
+
+def _metric(name: str, meaning: str, unit: str = "", healthy: str = "") -> Metric:
+    return Metric(name=name, meaning=meaning, unit=unit, healthy=healthy)
+
+
+METRICS = (
+    _metric("reward", "Weighted sum of the rewards, mean over the rollouts", "", "rises"),
+    _metric("reward_std", "Its spread inside groups, mean over the groups", "", "above 0"),
+    _metric("frac_reward_zero_std", "Groups whose rollouts all got the same reward: they teach nothing", "share", "< 0.8"),
+    _metric("rewards/*/mean", "One reward, unweighted", "", "rises"),
+    _metric("rewards/*/std", "Spread of one reward over the batch", "", "above 0"),
+    _metric("rewards/*/weight", "The weight it had, ramps and multipliers included"),
+    _metric("rewards/*/neutral", "Rollouts that it said nothing about", "rollouts", "few"),
+    _metric("rewards/*/failed", "Rollouts on which it raised, ran out of time or gave no number", "rollouts", "0"),
+    _metric("rewards/*/share", "Its share of the advantages' size", "share"),
+    _metric("eval/accuracy", "Greedy held-out accuracy; eval/low to eval/high is its 95 % interval", "share", "rises"),
+    _metric("eval/mean_length", "Length of the held-out completions", "tokens"),
+    _metric("eval/*", "A number of the task's own, on held-out rows"),
+    _metric("task/*", "A number of the task's own, on the rollouts"),
+    _metric("completions/mean_length", "Length of the rollouts", "tokens", "within half to twice the start"),
+    _metric("completions/clipped_ratio", "Rollouts cut at max_completion_length", "share", "< 0.3"),
+    _metric("completions/duplicates", "Rollouts that repeat another of their group, token by token", "share", "< 0.9"),
+    _metric("entropy", "Uncertainty of the policy at the tokens it wrote", "nats a token", "above a fifth of its start"),
+    _metric("kl", "Distance from the reference policy (where beta > 0)", "nats a token", "< 1"),
+    _metric("grad_norm", "Length of the gradient, before clipping", "", "steady"),
+    _metric("loss", "GRPO's loss; near 0 by construction, its trend says little"),
+    _metric("learning_rate", "Of the optimizer"),
+    _metric("clip_ratio/*", "Tokens whose probability ratio was clipped", "share", "< 0.2"),
+    _metric("sampling/*", "Difference between the sampler (vLLM) and the trainer", "", "near 0, ratios near 1"),
+    _metric("credit/mean", "Mean weight of a token; dapo and cispo take steps this much larger", "", "1 to 1.3"),
+    _metric("credit/max", "Largest weight", "", "1.5; 1.75 for coupled_rhythm"),
+    _metric("credit/share_amplified", "Tokens with a weight above 1", "share", "about top_fraction"),
+    _metric("credit/gini", "Inequality of the weights: 0 equal, 1 all on one token", "", "about 0.1"),
+    _metric("credit/effective_tokens", "Share of the tokens that carry the gradient", "share", "> 0.5"),
+    _metric("credit/share_undefined", "Tokens without a score, such as the last ones for FAI", "share", "< 0.5"),
+    _metric("credit/anchor_preplan_overlap", "Anchors that are preplan tokens as well", "share", "chance: top_fraction"),
+    _metric("credit/waad_entropy_coupling", "Entropy at WAAD peaks over mean entropy", "ratio", "> 1; the paper: 1.52"),
+    _metric("credit/fai_waad_coupling", "FAI peaks at a WAAD peak or right after", "share", "> 0.36 (chance); paper: 0.525"),
+    _metric("credit/nonfinite_rows", "Rollouts whose signals or weights were not finite; they got weight 1", "rollouts", "0"),
+    _metric("time/step", "Wall clock of one optimizer step, generation included", "s", "steady"),
+    _metric("step_time", "The same as TRL counts it", "s"),
+    _metric("num_tokens", "Tokens seen so far, prompts included", "tokens"),
+)  # fmt: skip
+
+
+def describe_metric(key: str) -> Metric | None:
+    """The table's line for a logged name, the most specific one; None for a name it does not hold."""
+    return next((metric for metric in METRICS if _matches(metric.name, key)), None)
+
+
+def _matches(pattern: str, key: str) -> bool:
+    return re.fullmatch(re.escape(pattern).replace(r"\*", ".+"), key) is not None
