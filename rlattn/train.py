@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from rlattn.callbacks import HeldOutEvaluation, MetricsFile, Progress
+from rlattn.callbacks import Alarms, HeldOutEvaluation, MetricsFile, Progress
 from rlattn.closing import finish
 from rlattn.errors import UserError
 from rlattn.progress import duration
@@ -49,7 +49,9 @@ def train(recipe: Recipe) -> None:
         samples=recipe.tracking.samples,
         run_dir=recipe.run_dir,
     )
-    callbacks = [evaluation, MetricsFile(recipe.run_dir)] + ([Progress(evaluation)] if is_main() else [])
+    callbacks = [evaluation, MetricsFile(recipe.run_dir)] + (
+        [Alarms(recipe.run_dir), Progress(evaluation)] if is_main() else []
+    )
     tracking = recipe.tracking
     token_log = (
         TokenLog(recipe.run_dir, rollouts=tracking.token_rollouts, every=tracking.token_every, seed=recipe.seed)

@@ -13,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from rlattn.advantages import apply_gates, contributions, fill_neutral, group_advantages, table_metrics
+from rlattn.advantages import apply_gates, contributions, duplicate_share, fill_neutral, group_advantages, table_metrics
 from rlattn.attention.capture import Capture, batch_heads, capture
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
 from rlattn.prompts import decode
@@ -100,6 +100,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         rewards_BK = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         for name, count in check_failures(self, len(rewards_BK), options.max_failed_share).items():
             log(name, count)
+        log("completions/duplicates", self._duplicates(completion_ids_list))
         for name, neutral in zip(names, rewards_BK.isnan().sum(dim=0).tolist(), strict=True):
             log(f"rewards/{name}/neutral", neutral)
         gates = {names.index(gated): names.index(required) for gated, required in options.requires.items()}
@@ -113,6 +114,11 @@ class AttentionGRPOTrainer(GRPOTrainer):
             for name, value in measured(self.measure, texts, [example["row"] for example in inputs]).items():
                 log(f"task/{name}", value)
         return self._rewards_BK
+
+    def _duplicates(self, completion_ids: list[list[int]]) -> float:
+        """Share of all ranks' rollouts that repeat an earlier one of their group. Collective."""
+        local_B = torch.tensor([hash(tuple(map(int, ids))) for ids in completion_ids], device=self.args.device)
+        return duplicate_share(self.accelerator.gather(local_B), self._group_size)
 
     def log_value(self, name: str, value: float) -> None:
         """A number of this batch, averaged into the step's log line; the same on every rank."""

@@ -35,7 +35,9 @@ def _failures(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
         if total:
             name = key.split("/")[1]
             text = f"Reward '{name}' failed on {total:.0f} rollouts."
-            found.append(Alarm(name=key, found=text, advice="See the log for the first ones; debug it with `rlattn score`."))
+            found.append(
+                Alarm(name=key, found=text, advice="See the log for the first ones; debug it with `rlattn score`.")
+            )
     return found
 
 

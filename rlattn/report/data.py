@@ -122,7 +122,11 @@ def _chart(section: str, title: str, keys: list[str], rows: list[dict[str, Any]]
         "section": section,
         "title": title or keys[0],
         "unit": known.unit if known else "",
-        "about": f"{known.meaning}. Healthy: {known.healthy}." if known and known.healthy else known.meaning if known else "",
+        "about": f"{known.meaning}. Healthy: {known.healthy}."
+        if known and known.healthy
+        else known.meaning
+        if known
+        else "",
         "series": series,
     }
 

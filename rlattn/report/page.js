@@ -11,7 +11,7 @@ function el(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes))
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== null && value !== false) node.setAttribute(name, value);
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
 }
 
@@ -36,7 +36,7 @@ function show(value) {
 }
 
 function section(id, title, ...children) {
-  if (!children.flat().some(Boolean)) return null;
+  if (!children.flat(Infinity).some(Boolean)) return null;
   return el("section", { id, "aria-label": title }, el("h2", {}, title), children);
 }
 
