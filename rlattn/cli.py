@@ -199,10 +199,11 @@ def report(
 ) -> None:
     """Write RUN/report.html: one page with curves, credited tokens and warnings; also while the run trains."""
     from rlattn.report import write_report
-    from rlattn.tracking import check_writable
+    from rlattn.tracking import check_writable, is_run
 
-    if not run.is_dir():
-        raise UserError(str(run), "no such run folder.", "Expected the folder that `rlattn train` wrote, runs/NAME.")
+    logs = ("metrics.jsonl", "recipe.yaml", "environment.json")
+    if not run.is_dir() or not (is_run(run) or any((run / log).is_file() for log in logs) or not any(run.iterdir())):
+        raise UserError(str(run), "is no run's folder.", "Expected the folder that `rlattn train` wrote, runs/NAME.")
     check_writable(run)
     print(f"Open in a browser: {write_report(run)}")
 

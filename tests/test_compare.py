@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from rlattn.cli import main
 from rlattn.errors import UserError
 from rlattn.recipe import load_recipe
 from rlattn.report.compare import compare, interval
@@ -51,6 +52,14 @@ def test_what_is_no_run_is_refused(runs, tmp_path):
     for wrong in ([runs[0]], [runs[0], tmp_path], [runs[0], runs[0]]):
         with pytest.raises(UserError):
             compare(wrong)
+
+
+def test_a_report_is_written_into_runs_only(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(SystemExit) as end:
+        main(["report", str(tmp_path)])
+    assert end.value.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_the_commands_write_pages_without_torch(runs, tmp_path):
