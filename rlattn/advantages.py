@@ -168,3 +168,9 @@ def _nanstd(values: Tensor, dim: int | None = None, keepdim: bool = False) -> Te
     if keepdim:
         return std
     return std.squeeze() if dim is None else std.squeeze(dim)
+
+
+def duplicate_share(codes_B: Tensor, group_size: int) -> float:
+    """The share of rollouts that repeat an earlier one of their group; `codes_B` are equal where completions are."""
+    sorted_GS = codes_B.view(-1, group_size).sort(dim=1).values
+    return (sorted_GS[:, 1:] == sorted_GS[:, :-1]).sum().item() / len(codes_B)

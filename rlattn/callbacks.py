@@ -9,8 +9,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rlattn.evaluate import Evaluation, Example, evaluate
 from rlattn.progress import progress
+from rlattn.ranks import say
+from rlattn.report.alarms import find_alarms
 from rlattn.tasks import Task
-from rlattn.tracking import append_row
+from rlattn.tracking import append_row, read_rows
 from rlattn.trainer import AttentionGRPOTrainer
 
 
@@ -77,6 +79,22 @@ class MetricsFile(TrainerCallback):
         if state.global_step:
             row["time/step"] = self.step_seconds
         append_row(self.path, row)
+
+
+class Alarms(TrainerCallback):
+    """Says once when a run shows a sign of collapse, with what to do about it. Rank 0."""
+
+    def __init__(self, run_dir: Path):
+        self.path = run_dir / "metrics.jsonl"
+        self.rows = list(read_rows(self.path))  # of an earlier session
+        self.told = {alarm.name for alarm in find_alarms(self.rows)}
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.rows.append({**kwargs["logs"], "step": state.global_step})
+        for alarm in find_alarms(self.rows):
+            if alarm.name not in self.told:
+                self.told.add(alarm.name)
+                say(f"warning, step {state.global_step}: {alarm}")
 
 
 class Progress(TrainerCallback):

@@ -195,6 +195,40 @@ def inspect(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder, finished or not.", metavar="RUN")],
+) -> None:
+    """Write RUN/report.html: one page with curves, credited tokens and warnings; also while the run trains."""
+    from rlattn.report import write_report
+    from rlattn.tracking import check_writable, is_run
+
+    logs = ("metrics.jsonl", "recipe.yaml", "environment.json")
+    if not run.is_dir() or not (is_run(run) or any((run / log).is_file() for log in logs) or not any(run.iterdir())):
+        raise UserError(str(run), "is no run's folder.", "Expected the folder that `rlattn train` wrote, runs/NAME.")
+    check_writable(run)
+    print(f"Open in a browser: {write_report(run)}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Overlay runs: curves, a final table with intervals over seeds, and what their recipes differ in."""
+    from rlattn.report import page
+    from rlattn.report.compare import compare as compare_runs
+    from rlattn.report.terminal import show_tables
+    from rlattn.tracking import write_text
+
+    if not out.absolute().parent.is_dir() or out.is_dir():
+        raise UserError("--out", f"{out} cannot be written.", "Name a file in a folder that exists.")
+    found = compare_runs(runs)
+    show_tables(found["tables"])
+    write_text(out, page(found))
+    print(f"\nOpen in a browser: {out}")
+
+
+@app.command()
 def recipes() -> None:
     """The shipped recipes, one line each."""
     from rlattn.paths import shipped_dir

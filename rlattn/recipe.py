@@ -185,6 +185,8 @@ class Tracking(Strict):
     project: Text = "rlattn"
     tags: tuple[Text, ...] = ()
     samples: int = Field(default=3, ge=0)  # completions kept of every evaluation
+    token_rollouts: int = Field(default=8, ge=0)  # rollouts of a step whose tokens are kept (tokens/); 0 for none
+    token_every: int = Field(default=10, ge=1)  # steps between two such steps; the first and the last are among them
 
 
 class Resume(Strict):

@@ -26,6 +26,7 @@ from rlattn.reward_functions import RewardFunction
 from rlattn.reward_glue import RewardOptions
 from rlattn.rules import check_built, check_installed, check_layers, check_recipe, number
 from rlattn.tasks import DialogueTask, Task, WarmStartable
+from rlattn.token_log import TokenLog
 from rlattn.trainer import COMBINE, AttentionGRPOTrainer
 
 PROMPTS_MEASURED = 1000  # measuring every prompt of a huge data set would take longer than it is worth
@@ -85,7 +86,9 @@ def prepare(recipe: Recipe) -> Setup:
     )
 
 
-def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrides: Any) -> AttentionGRPOTrainer:
+def make_trainer(
+    setup: Setup, output_dir: Path, callbacks: list[Any], token_log: TokenLog | None = None, **overrides: Any
+) -> AttentionGRPOTrainer:
     recipe, policy = setup.recipe, setup.policy
     trainer = AttentionGRPOTrainer(
         model=policy.path,
@@ -104,6 +107,7 @@ def make_trainer(setup: Setup, output_dir: Path, callbacks: list[Any], **overrid
         credit=build_credit(recipe),
         attention=recipe.attention,
         credit_options=recipe.credit.applied if recipe.credit else None,
+        token_log=token_log,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

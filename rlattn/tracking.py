@@ -1,6 +1,7 @@
 """Glue: the run folder, and what is written into it while a run trains.
 
-recipe.yaml (resolved), environment.json, metrics.jsonl, samples.jsonl, checkpoints/, model/, summary.json, report.html.
+recipe.yaml (resolved), environment.json, metrics.jsonl, samples.jsonl, heads.jsonl, tokens/, checkpoints/, model/,
+summary.json, report.html.
 """
 
 import importlib.metadata
@@ -8,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,9 +113,14 @@ def start_run(recipe: Recipe, step: int, world_size: int) -> None:
     write_text(run / "environment.json", json.dumps(environment(recipe, world_size), indent=2))
     write_text(run / "recipe.yaml", recipe.to_yaml())
     (run / "summary.json").unlink(missing_ok=True)
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", "heads.jsonl"):
+        if not (run / name).is_file():
+            continue
         rows = [row for row in read_rows(run / name) if row["step"] <= step] if step else []
         write_text(run / name, "".join(json.dumps(row) + "\n" for row in rows))
+    for file_step, file in token_files(run):
+        if file_step > step:
+            file.unlink()
 
 
 def environment(recipe: Recipe, world_size: int) -> dict[str, Any]:
@@ -165,6 +172,12 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(row, dict) and isinstance(row.get("step"), int):
                 yield row
+
+
+def token_files(run: Path) -> list[tuple[int, Path]]:
+    """(step, file) of every token file, in order."""
+    found = [(re.fullmatch(r"step-(\d{1,12})\.parquet", path.name), path) for path in (run / "tokens").glob("*")]
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from rlattn.callbacks import HeldOutEvaluation, MetricsFile, Progress
+from rlattn.callbacks import Alarms, HeldOutEvaluation, MetricsFile, Progress
 from rlattn.checkpoints import checkpoint_step
 from rlattn.closing import finish
 from rlattn.errors import UserError
@@ -20,6 +20,7 @@ from rlattn.recipe import Recipe
 from rlattn.rules import number
 from rlattn.setup import make_trainer, prepare, template_kwargs
 from rlattn.stopping import StopSignals
+from rlattn.token_log import TokenLog
 from rlattn.tracking import leave_run, lock_run, open_run, sound_checkpoint, start_run
 from rlattn.trainer import AttentionGRPOTrainer
 
@@ -51,10 +52,17 @@ def train(recipe: Recipe) -> None:
         samples=recipe.tracking.samples,
         run_dir=recipe.run_dir,
     )
-    callbacks = [evaluation, MetricsFile(recipe.run_dir)] + ([Progress(evaluation)] if is_main() else [])
     stop = StopSignals(recipe.resume.grace_seconds)
-    callbacks.append(stop)
-    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks)
+    callbacks = [evaluation, MetricsFile(recipe.run_dir), stop]
+    if is_main():
+        callbacks += [Alarms(recipe.run_dir), Progress(evaluation)]
+    tracking = recipe.tracking
+    token_log = (
+        TokenLog(recipe.run_dir, rollouts=tracking.token_rollouts, every=tracking.token_every, seed=recipe.seed)
+        if tracking.token_rollouts
+        else None
+    )
+    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log)
     evaluation.trainer = trainer
     if checkpoint:
         say(f"continuing from {checkpoint}")

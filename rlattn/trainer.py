@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from rlattn.advantages import apply_gates, contributions, fill_neutral, group_advantages, table_metrics
+from rlattn.advantages import apply_gates, contributions, duplicate_share, fill_neutral, group_advantages, table_metrics
 from rlattn.attention.capture import Capture, batch_heads, capture
 from rlattn.checkpoints import PARTIAL
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
@@ -31,6 +31,7 @@ from rlattn.reward_glue import (
     weights_now,
 )
 from rlattn.tasks import DialogueTask, Row
+from rlattn.token_log import TokenLog
 from rlattn.types import AttentionOptions, CreditOptions
 
 COMBINE = {"sum": "sum_then_normalize", "decoupled": "normalize_then_sum"}  # our names, TRL's
@@ -58,6 +59,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         at_epoch: what an example (`prompt`, `row`, …) is in an epoch of training, such as its effort.
         measure: numbers about a completion and its row, logged as `task/<name>`: a task's own `metrics`.
         keep_best: keep the checkpoint with the best held-out accuracy, besides the last `save_total_limit`.
+        token_log: what keeps the tokens of sampled rollouts.
         stop_strings: texts that end a completion, besides the end-of-sequence token (transformers generation).
         dialogue: the task whose rows are held as dialogues; the data set then has the task's `row` beside `prompt`.
     """
@@ -72,6 +74,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         stop_strings: tuple[str, ...] = (),
         keep_best: bool = False,
         measure: Callable[[str, Any], dict[str, float]] | None = None,
+        token_log: TokenLog | None = None,
         at_epoch: Callable[[Any, int], dict[str, Any]] | None = None,
         dialogue: DialogueTask | None = None,
         **kwargs: Any,
@@ -99,7 +102,9 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self.attention = attention or AttentionOptions()
         self.credit_options = credit_options or CreditOptions()
         self.reward_options = reward_options
-        self.measure, self.at_epoch = measure, at_epoch
+        self.measure, self.at_epoch, self.token_log = measure, at_epoch, token_log
+        if token_log:
+            self.add_callback(token_log)
         self.stop_strings = tuple(stop_strings)
         self._base_weights_K = self.reward_weights
         self._lagged = bind_rewards(self)
@@ -124,6 +129,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         rewards_BK = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         for name, count in check_failures(self, len(rewards_BK), options.max_failed_share).items():
             log(name, count)
+        log("completions/duplicates", self._duplicates(completion_ids_list))
         for name, neutral in zip(names, rewards_BK.isnan().sum(dim=0).tolist(), strict=True):
             log(f"rewards/{name}/neutral", neutral)
         gates = {names.index(gated): names.index(required) for gated, required in options.requires.items()}
@@ -141,6 +147,11 @@ class AttentionGRPOTrainer(GRPOTrainer):
             for name, value in mean_by_name(numbers).items():
                 log(f"task/{name}", value)
         return self._rewards_BK
+
+    def _duplicates(self, completion_ids: list[list[int]]) -> float:
+        """Share of all ranks' rollouts that repeat an earlier one of their group. Collective."""
+        local_B = torch.tensor([hash(tuple(map(int, ids))) for ids in completion_ids], device=self.args.device)
+        return duplicate_share(self.accelerator.gather(local_B), self._group_size)
 
     def log_value(self, name: str, value: float) -> None:
         """A number of this batch, averaged into the step's log line; the same on every rank."""
@@ -167,12 +178,20 @@ class AttentionGRPOTrainer(GRPOTrainer):
         finally:
             self._reading = None
         advantage_BT = self._advantages(out)
+        if self.token_log and self._training:
+            out = {**out, **self.token_log.carried(self, advantage_BT, bool(weights))}
         if not weights:  # they come with the training forward, or not at all
             return {**out, "advantages": advantage_BT}
         shaped_BT = apply_credit(advantage_BT, weights[0], self.credit_options.sign)
         return {**out, "advantages": shaped_BT, "credited": torch.ones_like(advantage_BT[:, 0])}
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss = self._credited_loss(model, inputs)
+        if self.token_log and self._training:
+            self.token_log.see(self, inputs)
+        return loss
+
+    def _credited_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if self.credit is None or not self._training or "credited" in inputs:
             return super()._compute_loss(model, inputs)
         inputs = dict(inputs)  # TRL hands out its buffer: written into, credit would compound over iterations
@@ -193,7 +212,9 @@ class AttentionGRPOTrainer(GRPOTrainer):
         read, self._reading = self._reading, None  # the reference policy's pass, which follows, is not read
         forward = super()._get_per_token_logps_and_entropies
         if read is None:
-            return forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+            result = forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+            self._show_forward(result)
+            return result
         response_BN = attention_mask.clone()
         response_BN[:, :-logits_to_keep] = 0
         response_BN[:, -logits_to_keep:] *= self._tool_mask_like(response_BN[:, -logits_to_keep:])
@@ -203,7 +224,12 @@ class AttentionGRPOTrainer(GRPOTrainer):
         with capture(policy, attention_mask, response_BN, options=self.attention) as captured:
             result = forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         read(self._weights(captured, result[1], logits_to_keep))
+        self._show_forward(result)
         return result
+
+    def _show_forward(self, result: Any) -> None:
+        if self.token_log and result[1] is not None:
+            self.token_log.forward = result[0].detach(), result[1].detach()
 
     def _weights(self, captured: Capture, entropy_BT: Tensor | None, completion_length: int) -> Tensor:
         """weights_BT of the captured rollouts; what the rule did goes to the metrics."""
@@ -224,7 +250,10 @@ class AttentionGRPOTrainer(GRPOTrainer):
             self.log_value(name, value)
         options = self.credit_options
         strength = schedule(self.state.global_step, max(1, self.state.max_steps), options.warmup, options.decay)
-        return scheduled_weights(credit.weights_BN[:, -completion_length:], strength)
+        weights_BT = scheduled_weights(credit.weights_BN[:, -completion_length:], strength)
+        if self.token_log:
+            self.token_log.read_signals(signals, weights_BT)
+        return weights_BT
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> EpochOrder:
         self._order = EpochOrder(super()._get_train_sampler(*args, **kwargs), self.args.seed)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from rlattn.advantages import (
     apply_gates,
     contributions,
+    duplicate_share,
     fill_neutral,
     group_advantages,
     part_advantages,
@@ -26,6 +27,11 @@ def test_sum_and_decoupled_on_the_worked_example():
     torch.testing.assert_close(summed, torch.tensor([-0.7071, 0.7071, -0.7071, 0.7071]), atol=2e-4, rtol=0)
     decoupled = group_advantages(rewards_BK, weights_K, 2, combine="decoupled")
     assert decoupled[3] / decoupled[1] == pytest.approx(2, rel=1e-3)
+
+
+def test_duplicates_are_counted_within_groups():
+    assert duplicate_share(torch.tensor([7, 7, 7, 8, 7, 9, 9, 1]), 4) == pytest.approx(3 / 8)
+    assert duplicate_share(torch.tensor([7, 7]), 1) == 0
 
 
 def test_scales():

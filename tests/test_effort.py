@@ -2,6 +2,7 @@
 
 import json
 from random import Random
+from statistics import fmean
 
 import pytest
 from conftest import rlattn
@@ -12,13 +13,14 @@ from rlattn.effort import AtEveryEffort, EffortDraw, at_effort, thought_tokens, 
 from rlattn.errors import UserError
 from rlattn.evaluate import Outcome, summarise
 from rlattn.recipe import Policy, load_recipe
+from rlattn.report.data import read_run
 from rlattn.rewards import score_safely
 from rlattn.rewards.adaptive_effort import AdaptiveEffort, Thought, gated, update_averages
 from rlattn.tasks import Arithmetic, Countdown, DatasetTask
 from rlattn.types import RewardBatch, Rollout
 
 EFFORTS = (0.25, 0.5, 0.75, 1.0)
-TASK = Arithmetic(terms=(2, 2), train_rows=8, eval_rows=4)
+TASK = Arithmetic(terms=(2, 2), checks=(0, 8), train_rows=8, eval_rows=4)
 ROWS = TASK.rows("train")
 DRAW = EffortDraw(efforts=EFFORTS, seed=3)
 
@@ -87,12 +89,13 @@ def words():
     return DatasetTask(path="data/word_problems.jsonl", columns={"prompt": "question"}, eval_rows=2)
 
 
-def test_the_warm_start_reads_the_line_and_keeps_the_traces():
+def test_the_warm_start_reads_the_line_and_leans_its_checks_on_it():
     taught = AtEveryEffort(task=TASK, efforts=EFFORTS)
     rows = taught.rows("train")
     assert len(rows) == 4 * len(ROWS)
     assert rows[1]["prompt"] == f"Effort: 0.50\n{ROWS[0]['prompt']}"
-    assert taught.trace(rows[1], Random(0), 0.5) == TASK.trace(ROWS[0], Random(0), 0.5)
+    checks = [fmean(taught.trace(row, Random(i), 0.5).count("check") for i in range(300)) for row in rows[:4]]
+    assert checks == pytest.approx([8 * (0.25 + 0.4 * effort) for effort in EFFORTS], abs=0.4)
     assert taught.verify(taught.gold(rows[1]), rows[1]) == 1
 
 
@@ -274,4 +277,6 @@ def test_a_run_on_two_ranks_sweeps_the_efforts_and_keeps_the_averages(tmp_path):
     averages = json.loads((run / "checkpoints/checkpoint-2/rewards.json").read_text())["adaptive_effort"]["averages"]
     assert 3 <= len(averages) <= 4  # three groups a step, on four rows
     assert "at effort 0.50" in result.stdout
-    assert "At effort 1.00" in (run / "report.html").read_text()
+    sweep = next(chart for chart in read_run(run)["curves"] if chart["title"] == "Thought against effort")
+    assert [series["name"] for series in sweep["series"]] == ["step 0", "step 2"]
+    assert [effort for effort, _ in sweep["series"][0]["points"]] == [0.5, 1]

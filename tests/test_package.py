@@ -33,6 +33,7 @@ def test_the_wheel_ships_recipes_launch_files_and_data(installed):
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in ("recipes/quickstart.yaml", "launch/deepspeed/zero3.json", "data/word_problems.jsonl"):
         assert f"rlattn/shipped/{name}" in names
+    assert {f"rlattn/report/page.{kind}" for kind in ("html", "css", "js")} <= names
     assert not any(name.startswith(("tests/", "data/", "recipes/")) for name in names)
 
 
@@ -55,7 +56,20 @@ def test_it_runs_from_an_empty_folder(installed, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "train", "check", "recipes", "score", "inspect", "export", "bench", "bench step", "bench attention"],
+    [
+        "",
+        "train",
+        "check",
+        "recipes",
+        "score",
+        "inspect",
+        "export",
+        "report",
+        "compare",
+        "bench",
+        "bench step",
+        "bench attention",
+    ],
 )
 def test_every_command_has_help(command, tmp_path):
     result = subprocess.run(

@@ -1,60 +1,195 @@
-"""The report of a run folder: complete, self-contained, and safe against what a policy may write."""
+"""The report of a run folder: what is there, what is missing, and safe against what a policy may write."""
 
+import html.parser
 import json
+import shutil
 
-from rlattn.report import write_report
+import pytest
+
+from rlattn.report import page, read_run, write_report
+from rlattn.report.alarms import find_alarms
+from rlattn.report.data import POINTS, thinned
+from rlattn.report.metrics import describe_metric
+from rlattn.token_log import write_tokens
 from rlattn.tracking import append_row
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u202e\u200b<!--"
+
+
+def rollout(number=0, text=("<answer>", " 4"), right=1.0, credit=True):
+    count = len(text)
+    signals = {"waad": [3.0] * count, "fai": [0.5] * (count - 1) + [float("nan")]} if credit else {}
+    marks = {"anchor": [True] * count, "preplan": [False] * count} if credit else {}
+    return {
+        "rollout": number, "group": number // 4, "trained": [True] * count, "token_id": list(range(count)),
+        "token": list(text), "advantage": [0.5] * count, "logprob": [-0.1] * count, "entropy": [0.2] * count,
+        "weight": [1.5] * count, "reward": right, "rewards": {"accuracy": right}, "prompt": "2 + 2 ?",
+        **signals, **marks,
+    }  # fmt: skip
 
 
 def run_folder(folder, completion="<answer> 4 </answer>"):
-    (folder / "recipe.yaml").write_text("name: x\n")
-    (folder / "environment.json").write_text("{}")
+    (folder / "recipe.yaml").write_text("name: x\ntrainer:\n  max_steps: 40\n")
+    (folder / "environment.json").write_text('{"rlattn": "0"}')
     for step in range(3):
-        row = {"step": step, "reward": 0.1 * step, "entropy": float("nan")}
+        row = {"step": step, "reward": 0.1 * step, "entropy": float("nan"), "rewards/accuracy/mean": 0.5}
         if step != 1:
-            row |= {"eval/accuracy": 0.5, "eval/low": 0.4, "eval/high": 0.6}
+            row |= {"eval/accuracy": 0.25 * (step + 1), "eval/low": 0.2, "eval/high": 0.8}
         append_row(folder / "metrics.jsonl", row)
-    append_row(
-        folder / "samples.jsonl", {"step": 2, "prompt": "2 + 2 ?", "completion": completion, "gold": "4", "score": 1.0}
-    )
+    sample = {"step": 2, "prompt": "2 + 2 ?", "completion": completion, "gold": "4", "score": 1.0}
+    append_row(folder / "samples.jsonl", sample)
+    write_tokens(folder / "tokens/step-000002.parquet", [rollout(0, ["a", completion]), rollout(5, right=0.0)])
+    heads = {"layers": [1], "span": [[2.0, 9.0]], "local": [[1.0, 0.0]], "global": [[0.0, 1.0]]}
+    append_row(folder / "heads.jsonl", {"step": 2, **heads})
     return folder
 
 
-def test_a_report_holds_curves_samples_and_recipe_and_needs_no_network(tmp_path):
-    html = write_report(run_folder(tmp_path)).read_text()
-    for part in ("data:image/png;base64,", "2 + 2 ?", "name: x", "has not finished"):
-        assert part in html
-    assert "http://" not in html
-    assert "https://" not in html
-    assert "<script" not in html
+class Scripts(html.parser.HTMLParser):
+    """What a browser would take for elements, and the text of scripts."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.texts = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, text):
+        if self.tags[-1:] and self.tags[-1][0] == "script":
+            self.texts.append(text)
 
 
-def test_hostile_text_stays_text(tmp_path):
-    html = write_report(
-        run_folder(tmp_path, "</script><script>alert(1)</script><img src=x onerror=alert(1)>")
-    ).read_text()
-    assert "<script" not in html
-    assert "<img src=x" not in html
-    assert "&lt;script&gt;alert(1)" in html
+def parsed(text):
+    parser = Scripts()
+    parser.feed(text)
+    return parser
 
 
-def test_a_finished_run_shows_its_summary(tmp_path):
-    evaluation = {"accuracy": 0.75, "low": 0.7, "high": 0.8, "rows": 256, "mean_length": 9.0}
-    summary = {
-        "max_steps": 2,
-        "seconds": 3,
-        "before": evaluation,
-        "after": evaluation,
-        "supervised_control": evaluation,
-    }
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    html = write_report(run_folder(tmp_path)).read_text()
-    assert html.count("75.0 %") == 3
+def test_a_report_holds_everything_and_needs_no_network(tmp_path):
+    found = parsed(write_report(run_folder(tmp_path)).read_text())
+    assert [tag for tag, _ in found.tags].count("script") == 2
+    assert not [attrs for _, attrs in found.tags if {"src", "href"} & attrs.keys()]
+    policy = next(attrs["content"] for tag, attrs in found.tags if "Content-Security-Policy" in attrs.values())
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    data = json.loads(found.texts[0])
+    titles = [curve["title"] for curve in data["curves"]]
+    assert titles[:3] == ["Reward", "Rewards", "Held-out accuracy"]
+    assert data["curves"][2]["series"][0]["band"] == [[0, 0.2, 0.8], [2, 0.2, 0.8]]
+    assert [(r["step"], r["rollout"], r["right"]) for r in data["tokens"]["rollouts"]] == [(2, 0, True), (2, 5, False)]
+    assert data["tokens"]["rollouts"][1]["fai"] == [0.5, None]
+    assert data["tokens"]["rollouts"][0]["marks"] == "11"
+    assert data["heads"]["steps"][0]["span"] == [[2, 9]]
+    assert {"label": "Steps", "value": "2 of 40", "note": "running, or stopped early"} in data["tiles"]
 
 
-def test_an_empty_log_and_a_torn_line_still_make_a_report(tmp_path):
-    run_folder(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "reward": 1}\n{"step": 1, "rew')
-    assert write_report(tmp_path).is_file()
-    (tmp_path / "metrics.jsonl").write_text("")
-    assert "Nothing logged yet" in write_report(tmp_path).read_text()
+def test_hostile_text_stays_data(tmp_path):
+    text = page(read_run(run_folder(tmp_path, HOSTILE)))
+    found = parsed(text)
+    assert [tag for tag, _ in found.tags].count("script") == 2
+    assert "img" not in [tag for tag, _ in found.tags]
+    assert json.loads(found.texts[0])["samples"][0]["completion"] == HOSTILE
+    assert HOSTILE in json.loads(found.texts[0])["tokens"]["vocabulary"]
+    assert not {"\u202e", "\u200b"} & set(text)
+
+
+def damage_nothing(run):
+    shutil.rmtree(run)
+    run.mkdir()
+
+
+def damage_torn(run):
+    with (run / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 3, "rew')
+    (run / "summary.json").write_text('{"sec')
+    (run / "tokens/step-000003.parquet").write_bytes(b"PAR1 torn")
+
+
+def damage_old(run):
+    shutil.rmtree(run / "tokens")
+    (run / "heads.jsonl").unlink()
+    append_row(run / "metrics.jsonl", {"step": 3, "reward": "high", "eval/accuracy": [1]})
+    append_row(run / "samples.jsonl", {"step": 3})
+    (run / "summary.json").write_text('{"seconds": "long", "supervised_control": 3}')
+
+
+def damage_heads(run):
+    (run / "heads.jsonl").write_text('{"step": 1, "layers": [1], "span": [[1]], "local": 3, "global": []}\n')
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damage_nothing, "metrics.jsonl"),
+        (damage_torn, "step-000003.parquet cannot be read"),
+        (damage_old, "tokens/"),
+        (damage_heads, "heads.jsonl"),
+    ],
+)
+def test_a_damaged_folder_gives_a_report_of_what_is_there(tmp_path, damage, said):
+    (tmp_path / "run").mkdir()
+    run = run_folder(tmp_path / "run")
+    damage(run)
+    data = read_run(run)
+    assert any(said in line for line in data["missing"])
+    assert write_report(run).is_file()
+
+
+def test_a_long_run_stays_small(tmp_path):
+    for step in range(5000):
+        append_row(tmp_path / "metrics.jsonl", {"step": step, **{f"credit/m{i}": step * 0.7 + i for i in range(20)}})
+    words = [f"w{i}" for i in range(1000)]
+    for step in range(10, 10 * 70, 10):
+        write_tokens(tmp_path / f"tokens/step-{step:06d}.parquet", [rollout(n, words) for n in range(8)])
+    report = write_report(tmp_path)
+    assert report.stat().st_size < 15e6
+    data = read_run(tmp_path)
+    steps = {one["step"] for one in data["tokens"]["rollouts"]}
+    assert {10, 690} <= steps and len(data["tokens"]["rollouts"]) > 300
+    assert any("of 69 logged steps" in line for line in data["missing"])
+    assert all(len(curve["series"][0]["points"]) <= POINTS for curve in data["curves"])
+
+
+def test_thinned_curves_keep_their_extremes():
+    points = [[i, 0.0] for i in range(10_000)]
+    points[4321][1], points[7777][1] = 5.0, -3.0
+    kept = thinned(points)
+    assert [4321, 5.0] in kept and [7777, -3.0] in kept
+    assert kept[0] == points[0] and kept[-1] == points[-1]
+    assert kept == sorted(kept)
+
+
+def rows(key, early, late):
+    return [{"step": i + 1, key: early if i < 15 else late} for i in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("key", "early", "late", "alarm"),
+    [
+        ("frac_reward_zero_std", 0.2, 0.95, "zero-std groups"), ("entropy", 1.0, 0.1, "entropy"),
+        ("entropy", 0.2, 1.0, "entropy"), ("completions/clipped_ratio", 0.0, 0.6, "clipped completions"),
+        ("completions/mean_length", 100, 30, "length"), ("completions/mean_length", 100, 300, "length"),
+        ("rewards/format/mean", 0.9, 0.4, "format"), ("reward", 0.9, 0.4, "reward"),
+        ("credit/effective_tokens", 0.9, 0.3, "weight concentration"),
+        ("credit/share_undefined", 0.1, 0.8, "undefined signals"), ("credit/nonfinite_rows", 0, 2, "nonfinite signals"),
+        ("completions/duplicates", 0.1, 0.99, "duplicate completions"),
+        ("rewards/mine/failed", 0, 1, "rewards/mine/failed"),
+        ("self_monitor/alarm", 0, 1, "safe share"),
+    ],
+)  # fmt: skip
+def test_every_collapse_is_told_with_advice_and_health_is_not(key, early, late, alarm):
+    (found,) = find_alarms(rows(key, early, late))
+    assert found.name == alarm and found.advice
+    assert find_alarms(rows(key, early, early)) == []
+
+
+def test_a_drifted_monitor_is_told():
+    drifted = {"self_monitor/alarm": 0.0, "self_monitor/drifted": 1.0, "self_monitor/flag_rate": 0.8}
+    (found,) = find_alarms([{"step": 1, **drifted, "self_monitor/held_out_flag_rate": 0.06}])
+    assert found.name == "monitor drift" and "80 %" in found.found and "6 %" in found.found
+
+
+def test_the_metric_table_knows_what_a_run_logs():
+    for key in ("reward", "rewards/mine/mean", "credit/gini", "eval/accuracy", "time/step", "entropy", "grad_norm"):
+        assert describe_metric(key), key
+    assert describe_metric("eval/accuracy").unit == "share"
+    assert describe_metric("nonsense") is None

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 
+import pyarrow.parquet as pq
 import torch
 from conftest import rlattn
 from safetensors.torch import load_file
@@ -66,6 +67,7 @@ def test_a_killed_run_of_two_ranks_with_lora_ends_bit_for_bit_as_the_unbroken_on
         f"policy={{path: {policy}, lora: {{r: 4}}}}",
         "task={kind: arithmetic, terms: [3, 3], eval_rows: 4, train_rows: 8}",
         "rewards={mortal: {python: 'mortal:Mortal'}}",
+        "tracking.token_every=1",
         "trainer={max_steps: 13, num_generations: 4, per_device_train_batch_size: 4, max_completion_length: 24,"
         " steps_per_generation: 2, num_iterations: 2, learning_rate: 1e-2, gradient_checkpointing: false,"
         " eval_steps: 7, save_steps: 5, per_device_eval_batch_size: 8}",
@@ -87,3 +89,9 @@ def test_a_killed_run_of_two_ranks_with_lora_ends_bit_for_bit_as_the_unbroken_on
     rows = [untimed(read_rows(tmp_path / run / "metrics.jsonl")) for run in ("whole", "killed")]
     assert [row["step"] for row in rows[0]] == list(range(14))
     assert rows[0] == rows[1]
+    tokens = [sorted((tmp_path / run / "tokens").glob("*.parquet")) for run in ("whole", "killed")]
+    assert [file.name for file in tokens[0]] == [f"step-{step:06d}.parquet" for step in range(1, 14)]
+    assert [file.name for file in tokens[0]] == [file.name for file in tokens[1]]
+    for files in zip(*tokens, strict=True):  # 11 and 12 train on rollouts that the checkpoint carried
+        first, second = (pq.read_table(file).to_pylist() for file in files)
+        assert repr(first) == repr(second)

@@ -13,6 +13,7 @@ import torch
 from conftest import SMALL, rlattn
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from wandb_file import records
 
 from rlattn.tracking import lock_run, read_rows
 
@@ -35,8 +36,8 @@ def test_the_run_folder_holds_what_it_promises(finished):
     folder, _ = finished
     run = folder / RUN
     names = {path.name for path in run.iterdir()}
-    promised = "recipe.yaml environment.json metrics.jsonl samples.jsonl checkpoints model summary.json report.html"
-    assert names >= set(promised.split())
+    promised = "recipe.yaml environment.json metrics.jsonl samples.jsonl heads.jsonl tokens checkpoints model"
+    assert names >= {*promised.split(), "summary.json", "report.html"}
     rows = metrics(folder)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 2, 3]
@@ -224,9 +225,19 @@ def test_trackers_receive_the_run(tmp_path):
     arguments = ("tracking={report_to: [wandb, tensorboard, trackio], project: mine, tags: [a]}", "output_dir=run")
     environment = {"TRACKIO_DIR": str(tmp_path / "trackio")}
     os.environ.update(environment)
-    result = rlattn("train", "quickstart", *SMALL, *arguments, cwd=tmp_path)
+    result = rlattn("train", "quickstart", *SMALL, *arguments, "trainer.log_completions=true", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert list((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
+    (file,) = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
+    written = list(records(file))
+    about = next(record.run for record in written if record.HasField("run"))
+    assert (about.project, list(about.tags), about.display_name) == ("mine", ["a"], "quickstart")
+    items = [item for record in written if record.HasField("history") for item in record.history.item]
+    history = [(item.key or "/".join(item.nested_key), item.value_json) for item in items]
+    for name in ("reward", "rewards/accuracy/mean", "credit/mean"):
+        seen = [json.loads(value) for key, value in history if key == f"train/{name}"]
+        assert seen == pytest.approx([row[name] for row in metrics(tmp_path, "run")[1:]])
+    tables = [json.loads(table.read_text()) for table in file.parent.glob("files/media/table/completions_*.json")]
+    assert {row[0] for table in tables for row in table["data"]} == {1, 2, 3}  # every step is kept
     assert list((tmp_path / "run/tensorboard").rglob("events.out.*"))
     assert list((tmp_path / "trackio").rglob("mine*"))
 

@@ -24,11 +24,16 @@ def apply_credit(advantage: Tensor, weights_BT: Tensor, sign: Sign = "both") -> 
     if sign not in ("both", "positive", "negative"):
         raise ValueError(f"sign: expected both, positive or negative, got {sign!r}")
     advantage_BT = advantage[:, None] if advantage.ndim == 1 else advantage
+    return advantage_BT * effective_weights(advantage_BT, weights_BT, sign)
+
+
+def effective_weights(advantage_BT: Tensor, weights_BT: Tensor, sign: Sign = "both") -> Tensor:
+    """weights_BT where they count, 1 elsewhere."""
     if sign == "positive":
-        weights_BT = weights_BT.masked_fill(advantage_BT <= 0, 1)
-    elif sign == "negative":
-        weights_BT = weights_BT.masked_fill(advantage_BT >= 0, 1)
-    return advantage_BT * weights_BT
+        return weights_BT.masked_fill(advantage_BT <= 0, 1)
+    if sign == "negative":
+        return weights_BT.masked_fill(advantage_BT >= 0, 1)
+    return weights_BT
 
 
 def scheduled_weights(weights_BT: Tensor, strength: float) -> Tensor:

@@ -1,0 +1,156 @@
+"""Signs of collapse in a run's metrics, each with what to do about it. Pure: rows of metrics.jsonl in, findings out.
+
+Levels are means over the last WINDOW logged steps, changes compare them with the first WINDOW; nothing is said before
+there are enough of both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+WINDOW = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    name: str
+    found: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.found} {self.advice}"
+
+
+def find_alarms(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    """What is wrong at the end of `rows`."""
+    checks = (_failures, _zero_std, _duplicates, _entropy, _length, _format, _reward, _monitor, _weights)
+    return [alarm for check in checks for alarm in check([row for row in rows if row.get("step")])]
+
+
+def _failures(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    found = []
+    for key in sorted({key for row in rows for key in row if key.startswith("rewards/") and key.endswith("/failed")}):
+        total = sum(values(rows, key))
+        if total:
+            name = key.split("/")[1]
+            text = f"Reward '{name}' failed on {total:.0f} rollouts."
+            found.append(
+                Alarm(name=key, found=text, advice="See the log for the first ones; debug it with `rlattn score`.")
+            )
+    return found
+
+
+def _zero_std(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    late = last(rows, "frac_reward_zero_std")
+    if late is None or late <= 0.8:
+        return []
+    text = f"In {100 * late:.0f} % of the groups all rollouts got the same reward: they teach nothing."
+    advice = "Take rows of middling difficulty, more num_generations, a higher temperature or a finer reward."
+    return [Alarm(name="zero-std groups", found=text, advice=advice)]
+
+
+def _duplicates(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    late = last(rows, "completions/duplicates")
+    if late is None or late <= 0.9:
+        return []
+    text = f"{100 * late:.0f} % of the rollouts repeat another of their group word for word."
+    return [Alarm(name="duplicate completions", found=text, advice="Raise the temperature or lower learning_rate.")]
+
+
+def _entropy(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    early, late = first(rows, "entropy"), last(rows, "entropy")
+    if early is None or late is None or early <= 0:
+        return []
+    if late < 0.2 * early:
+        text = f"Entropy fell from {early:.3g} to {late:.3g} nats a token: the policy has stopped exploring."
+        return [Alarm(name="entropy", found=text, advice="Lower learning_rate, raise epsilon_high or add beta.")]
+    if late > 3 * early:
+        text = f"Entropy rose from {early:.3g} to {late:.3g} nats a token: the policy is dissolving."
+        return [Alarm(name="entropy", found=text, advice="Lower learning_rate or add beta.")]
+    return []
+
+
+def _length(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    found = []
+    clipped = last(rows, "completions/clipped_ratio")
+    if clipped is not None and clipped > 0.3:
+        text = f"{100 * clipped:.0f} % of the rollouts were cut at max_completion_length, most before their answer."
+        advice = "Raise max_completion_length, or check that the policy ends its answers (stop_strings, end token)."
+        found.append(Alarm(name="clipped completions", found=text, advice=advice))
+    early, late = first(rows, "completions/mean_length"), last(rows, "completions/mean_length")
+    if early and late is not None and not 0.5 <= late / early <= 2:
+        text = f"Completions went from {early:.0f} to {late:.0f} tokens."
+        advice = "Read some in the token view: is it reasoning, or is it padding or guessing?"
+        found.append(Alarm(name="length", found=text, advice=advice))
+    return found
+
+
+def _format(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    early, late = first(rows, "rewards/format/mean"), last(rows, "rewards/format/mean")
+    if early is None or late is None or late >= early - 0.2:
+        return []
+    text = f"The format reward fell from {early:.2f} to {late:.2f}."
+    return [Alarm(name="format", found=text, advice="Give it more weight, or make accuracy require it.")]
+
+
+def _reward(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    early, late, spread = first(rows, "reward"), last(rows, "reward"), last(rows, "reward_std")
+    if early is None or late is None or late >= early - 0.5 * (spread or 0) or late >= early:
+        return []
+    text = f"The reward fell from {early:.3g} to {late:.3g}."
+    return [Alarm(name="reward", found=text, advice="Lower learning_rate; look at the reward's parts below.")]
+
+
+def _monitor(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    judged = [row for row in rows if values([row], "self_monitor/alarm")]
+    if not judged:
+        return []
+    safe, flagged, held_out = (
+        judged[-1].get(f"self_monitor/{n}", 0.0) for n in ("safe", "flag_rate", "held_out_flag_rate")
+    )
+    if judged[-1]["self_monitor/alarm"]:
+        text = (
+            f"{100 * safe:.0f} % of the rollouts pass the self-monitor; the one of step 0 flags {100 * held_out:.0f} %."
+        )
+        advice = "The policy may have learned to pass it: read the thoughts; take source external, or a larger lag."
+        return [Alarm(name="safe share", found=text, advice=advice)]
+    if judged[-1].get("self_monitor/drifted"):
+        text = (
+            f"The self-monitor flags {100 * flagged:.0f} % of the rollouts, the one of step 0 {100 * held_out:.0f} %."
+        )
+        return [Alarm(name="monitor drift", found=text, advice="It punishes at random: lower learning_rate.")]
+    return []
+
+
+def _weights(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    found = []
+    effective, undefined = last(rows, "credit/effective_tokens"), last(rows, "credit/share_undefined")
+    if effective is not None and effective < 0.5:
+        text = f"Only {100 * effective:.0f} % of the tokens carry the gradient."
+        found.append(Alarm(name="weight concentration", found=text, advice="Lower amplification, raise top_fraction."))
+    if undefined is not None and undefined > 0.5:
+        text = f"{100 * undefined:.0f} % of the tokens have no score for the credit rule."
+        advice = "Completions are short for attention.horizon: lower its first number."
+        found.append(Alarm(name="undefined signals", found=text, advice=advice))
+    bad = sum(values(rows, "credit/nonfinite_rows"))
+    if bad:
+        text = f"{bad:.0f} rollouts had signals or weights that are not finite; they were trained with weight 1."
+        found.append(Alarm(name="nonfinite signals", found=text, advice="Use bfloat16 or float32, not float16."))
+    return found
+
+
+def values(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
+    found = (row.get(key) for row in rows)
+    return [value for value in found if isinstance(value, int | float) and abs(value) < float("inf")]
+
+
+def first(rows: Sequence[dict[str, Any]], key: str) -> float | None:
+    """Mean of the first WINDOW values; None unless as many others follow."""
+    found = values(rows, key)
+    return fmean(found[:WINDOW]) if len(found) >= 2 * WINDOW else None
+
+
+def last(rows: Sequence[dict[str, Any]], key: str) -> float | None:
+    found = values(rows, key)
+    return fmean(found[-WINDOW:]) if len(found) >= WINDOW else None

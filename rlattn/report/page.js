@@ -1,0 +1,299 @@
+"use strict";
+// Draws the page from its JSON. Text from a run only ever becomes text nodes: nothing here parses HTML.
+const data = JSON.parse(document.getElementById("data").textContent);
+const page = document.getElementById("page");
+const SVG = "http://www.w3.org/2000/svg";
+const INVISIBLE = /[\p{Cf}\p{Cc}\p{Zl}\p{Zp}\p{Cs}\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\ufe00-\ufe0f]/u;
+
+function el(tag, attributes = {}, ...children) {
+  const svg = ["svg", "path", "line", "text", "rect", "circle", "g"].includes(tag);
+  const node = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes))
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) node.setAttribute(name, value);
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+// Characters that hide or turn text around become visible codes.
+function visible(text) {
+  const nodes = [];
+  let plain = "";
+  for (const character of String(text)) {
+    if (character === "\n" || character === "\t" || !INVISIBLE.test(character)) { plain += character; continue; }
+    const code = "U+" + character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+    nodes.push(plain, el("span", { class: "ctl", title: "an invisible character" }, code));
+    plain = "";
+  }
+  return [...nodes, plain].filter((node) => node !== "");
+}
+
+function show(value) {
+  if (value === null || value === undefined) return "–";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(+value.toPrecision(4));
+}
+
+function section(id, title, ...children) {
+  if (!children.flat(Infinity).some(Boolean)) return null;
+  return el("section", { id, "aria-label": title }, el("h2", {}, title), children);
+}
+
+// ---- charts -----------------------------------------------------------------------------------------------------
+
+function ticks(low, high, count) {
+  const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough);
+  const found = [];
+  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-6; at += step) found.push(Math.abs(at) < step * 1e-6 ? 0 : at);
+  return found;
+}
+
+function chart(curve) {
+  const [W, H, L, R, T, B] = [320, 170, 42, 8, 8, 20];
+  const series = curve.series.filter((one) => one.points.length);
+  const all = series.flatMap((one) => one.points), bands = series.flatMap((one) => one.band || []);
+  const xs = [...new Set(all.map((p) => p[0]))].sort((a, b) => a - b);
+  let [x0, x1] = [xs[0], xs[xs.length - 1]], y0 = Infinity, y1 = -Infinity;
+  for (const y of [...all.map((p) => p[1]), ...bands.flatMap((b) => [b[1], b[2]])]) { y0 = Math.min(y0, y); y1 = Math.max(y1, y); }
+  if (x0 === x1) { x0 -= 1; x1 += 1; }
+  if (y1 - y0 < 1e-9 * Math.max(1, Math.abs(y1))) { const pad = Math.abs(y1) * 0.1 || 1; y0 -= pad; y1 += pad; }
+  else { const pad = (y1 - y0) * 0.06; y0 = y0 >= 0 && y0 - pad < 0 ? 0 : y0 - pad; y1 += pad; }
+  const X = (x) => L + ((x - x0) / (x1 - x0)) * (W - L - R), Y = (y) => H - B - ((y - y0) / (y1 - y0)) * (H - T - B);
+  const path = (points) => points.map((p, i) => `${i ? "L" : "M"}${X(p[0]).toFixed(1)} ${Y(p[1]).toFixed(1)}`).join("");
+  const cursor = el("g", {}), readout = el("div", { class: "readout", "aria-live": "polite" });
+  const svg = el("svg", { viewBox: `0 0 ${W} ${H}`, tabindex: 0, role: "img",
+    "aria-label": `${curve.title}, ${curve.x || "step"} ${xs[0]} to ${xs[xs.length - 1]}. Arrow keys read values.` });
+  for (const y of ticks(y0, y1, 4))
+    svg.append(el("line", { class: "grid", x1: L, x2: W - R, y1: Y(y), y2: Y(y) }), el("text", { class: "tick", x: L - 5, y: Y(y) + 3, "text-anchor": "end" }, show(y)));
+  for (const x of ticks(x0, x1, 5).filter(Number.isInteger))
+    svg.append(el("text", { class: "tick", x: X(x), y: H - 5, "text-anchor": "middle" }, String(x)));
+  series.forEach((one, i) => {
+    const color = `var(--s${i % 6})`;
+    if (one.band) {
+      const area = el("path", { d: path(one.band.map((b) => [b[0], b[2]])) + path([...one.band].reverse().map((b) => [b[0], b[1]])).replace("M", "L") + "Z", opacity: 0.18 });
+      area.style.fill = color;
+      svg.append(area);
+    }
+    const line = el("path", { class: "curve", d: path(one.points) });
+    line.style.stroke = color;
+    if (i >= 6) line.style.strokeDasharray = "5 3";
+    svg.append(line);
+    if (one.points.length <= 15) for (const p of one.points) {
+      const dot = el("circle", { cx: X(p[0]), cy: Y(p[1]), r: 2.4 });
+      dot.style.fill = color;
+      svg.append(dot);
+    }
+  });
+  svg.append(cursor);
+  const values = series.map((one) => new Map(one.points.map((p) => [p[0], p[1]])));
+  let at = xs.length - 1;
+  const read = (index, moved) => {
+    at = Math.max(0, Math.min(xs.length - 1, index));
+    const x = xs[at], parts = [];
+    cursor.replaceChildren();
+    if (moved) cursor.append(el("line", { class: "cursor", x1: X(x), x2: X(x), y1: T, y2: H - B }));
+    values.forEach((value, i) => { if (value.has(x)) parts.push(series.length > 1 ? `${short(series, i)} ${show(value.get(x))}` : show(value.get(x))); });
+    readout.textContent = `${curve.x || "step"} ${x}: ${parts.join(" · ")}${curve.unit && series.length === 1 ? " " + curve.unit : ""}`;
+  };
+  svg.addEventListener("pointermove", (event) => {
+    const box = svg.getBoundingClientRect(), want = x0 + (((event.clientX - box.left) / box.width) * W - L) / (W - L - R) * (x1 - x0);
+    let best = 0;
+    for (let i = 1; i < xs.length; i++) if (Math.abs(xs[i] - want) < Math.abs(xs[best] - want)) best = i;
+    read(best, true);
+  });
+  svg.addEventListener("pointerleave", () => read(xs.length - 1, false));
+  svg.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: -1, ArrowRight: 1, Home: -1e9, End: 1e9, PageUp: -10, PageDown: 10 }[event.key];
+    if (move) { read(at + move, true); event.preventDefault(); }
+  });
+  read(at, false);
+  return el("figure", {}, el("h3", {}, visible(curve.title)), svg, readout,
+    series.length > 1 ? el("div", {}, series.map((one, i) => key(i, one.name))) : null,
+    el("figcaption", {}, visible(curve.about || "")));
+}
+
+function key(i, name) {
+  const swatch = el("i");
+  swatch.style.background = `var(--s${i % 6})`;
+  return el("small", { class: "key" }, swatch, visible(name));
+}
+
+function short(series, i) {
+  const parts = series[i].name.split("/");
+  return parts.length > 2 ? parts[1] : parts[parts.length - 1];
+}
+
+function charts(name) {
+  const found = (data.curves || []).filter((curve) => curve.section === name && curve.series.some((one) => one.points.length));
+  return found.length ? el("div", { class: "charts" }, found.map(chart)) : null;
+}
+
+// ---- heads ------------------------------------------------------------------------------------------------------
+
+function heads() {
+  const found = data.heads;
+  if (!found) return [];
+  const mean = (row) => row.reduce((a, b) => a + b, 0) / row.length;
+  const per = { title: "Look-back distance by layer", unit: "tokens", about: "Mean over the heads of each layer that credit reads.",
+    series: found.layers.map((layer, l) => ({ name: `layer ${layer}`, points: found.steps.map((s) => [s.step, +mean(s.span[l]).toFixed(3)]) })) };
+  const list = (step, kind) => step[kind].flatMap((row, l) => row.map((share, h) => [share, `${found.layers[l]}.${h}`]))
+    .filter(([share]) => share > 0.5).sort((a, b) => b[0] - a[0]).map(([share, name]) => `${name} (${Math.round(100 * share)} %)`).join(", ") || "none";
+  const [first, last] = [found.steps[0], found.steps[found.steps.length - 1]];
+  const top = Math.max(...last.span.flat());
+  const grid = (step) => el("table", { "aria-label": `Heads at step ${step.step}` },
+    el("tr", {}, el("th", {}, "layer"), step.span[0].map((_, h) => el("th", {}, `head ${h}`))),
+    step.span.map((row, l) => el("tr", {}, el("th", {}, String(found.layers[l])), row.map((span, h) => {
+      const kind = step.local[l][h] > 0.5 ? "L" : step.global[l][h] > 0.5 ? "G" : "";
+      const cell = el("td", { class: "head heat", title: `local in ${Math.round(100 * step.local[l][h])} %, global in ${Math.round(100 * step.global[l][h])} % of the rollouts` }, `${span.toFixed(1)} ${kind}`);
+      cell.style.setProperty("--x", `${Math.min(70, (70 * span) / top)}%`);
+      return cell;
+    }))));
+  return [el("p", { class: "soft" }, "How many tokens each head looks back, on average. L: local, G: global, in more than half of the rollouts; written layer.head below."),
+    el("div", { class: "charts" }, chart(per),
+      [...new Set([first, last])].map((step) => el("figure", {}, el("h3", {}, `Heads at step ${step.step}`), el("div", { class: "scroll" }, grid(step)),
+        el("figcaption", {}, el("div", {}, `local: ${list(step, "local")}`), el("div", {}, `global: ${list(step, "global")}`)))))];
+}
+
+// ---- tokens -----------------------------------------------------------------------------------------------------
+
+const SIGNALS = {
+  weight: ["Weight", "what credit multiplied the advantage by", 1],
+  waad: ["WAAD", "how far back local heads look, in tokens"],
+  fai: ["FAI", "how much later tokens look back at it"],
+  entropy: ["Entropy", "how uncertain the policy was, in nats"],
+  advantage: ["Advantage", "of the rollout, before its weight", 0],
+  logprob: ["Log-prob", "of the token under the policy; strong: unlikely"],
+};
+
+function tokenView() {
+  const { rollouts, vocabulary, judged } = data.tokens;
+  const steps = [...new Set(rollouts.map((r) => r.step))];
+  const words = judged === "accuracy" ? ["right", "wrong"] : ["better than its group", "not better"];
+  const usable = Object.keys(SIGNALS).filter((name) => rollouts.some((r) => (r[name] || []).some((v) => v !== null)));
+  const state = { step: steps.length - 1, filter: "all", signal: usable[0], at: 0, token: -1 };
+  const domains = {};
+  const domain = (name) => {
+    if (domains[name]) return domains[name];
+    const middle = SIGNALS[name][2], found = [];
+    for (const r of rollouts) for (const v of r[name] || []) if (v !== null) found.push(middle === undefined ? (name === "logprob" ? -v : v) : Math.abs(v - middle));
+    found.sort((a, b) => a - b);
+    const high = found[Math.floor(0.99 * (found.length - 1))] || found[found.length - 1] || 1;
+    return (domains[name] = [middle === undefined ? Math.min(found[0] ?? 0, high) : 0, high || 1]);
+  };
+  const strength = (name, v) => {
+    const [low, high] = domain(name), middle = SIGNALS[name][2];
+    const size = middle === undefined ? (name === "logprob" ? -v : v) : Math.abs(v - middle);
+    return Math.max(0, Math.min(1, high > low ? (size - low) / (high - low) : 0));
+  };
+  const slider = el("input", { type: "range", min: 0, max: steps.length - 1, value: state.step, id: "step", "aria-label": "Training step",
+    oninput: () => { state.step = +slider.value; state.at = 0; draw(); } });
+  const stepWord = el("output", { for: "step" });
+  const filter = el("select", { id: "filter", onchange: () => { state.filter = filter.value; state.at = 0; draw(); } },
+    ["all", ...words].map((word, i) => el("option", { value: ["all", "right", "wrong"][i] }, word)));
+  const picker = el("select", { id: "rollout", onchange: () => { state.at = +picker.value; draw(); } });
+  const turn = (by) => () => { if (picker.options.length) { state.at = (state.at + by + picker.options.length) % picker.options.length; draw(); } };
+  const buttons = usable.map((name) => el("button", { type: "button", id: `signal-${name}`, title: SIGNALS[name][1], onclick: () => { state.signal = name; draw(); } }, SIGNALS[name][0]));
+  const marks = el("input", { type: "checkbox", id: "marks", onchange: () => text.classList.toggle("marked", marks.checked) });
+  marks.checked = true;
+  const head = el("p"), prompt = el("pre"), scale = el("span", { class: "scale" });
+  const text = el("div", { class: "tokens marked", tabindex: 0, role: "group", "aria-label": "Completion, token by token. Arrow keys move." });
+  const detail = el("div", { class: "detail", "aria-live": "polite" });
+  let shown = null;
+
+  const select = (i) => {
+    text.querySelector(".at")?.classList.remove("at");
+    if (!shown || i < 0 || i >= shown.tokens.length) return;
+    state.token = i;
+    text.children[i].classList.add("at");
+    const mark = +shown.marks[i], fact = (name, value) => el("span", {}, `${name} `, el("b", {}, value));
+    detail.replaceChildren(fact("token", `${i + 1} of ${shown.tokens.length}`), el("span", {}, "“", visible(vocabulary[shown.tokens[i]]), "”"),
+      ...usable.filter((name) => shown[name]).map((name) => fact(SIGNALS[name][0], show(shown[name][i]) + (name === "logprob" && shown[name][i] !== null ? ` (p ${show(Math.exp(shown[name][i]))})` : ""))),
+      ...(mark & 1 ? [fact("", "anchor")] : []), ...(mark & 2 ? [fact("", "preplan")] : []), ...(mark & 4 ? [fact("", "a tool's, not trained")] : []));
+  };
+  text.addEventListener("pointerover", (event) => { const token = event.target.closest(".token"); if (token) select(+token.dataset.i); });
+  text.addEventListener("click", (event) => { const token = event.target.closest(".token"); if (token) select(+token.dataset.i); });
+  text.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -10, ArrowDown: 10, Home: -1e9, End: 1e9 }[event.key];
+    if (!move || !shown) return;
+    select(Math.max(0, Math.min(shown.tokens.length - 1, state.token + move)));
+    text.querySelector(".at")?.scrollIntoView({ block: "nearest" });
+    event.preventDefault();
+  });
+
+  function draw() {
+    const step = steps[state.step];
+    slider.setAttribute("aria-valuetext", `step ${step}`);
+    stepWord.textContent = `step ${step}`;
+    const here = rollouts.filter((r) => r.step === step && (state.filter === "all" || r.right === (state.filter === "right")));
+    picker.replaceChildren(...here.map((r, i) => el("option", { value: i }, `${i + 1} of ${here.length}: rollout ${r.rollout}, group ${r.group}, ${words[r.right ? 0 : 1]}, reward ${show(r.reward)}`)));
+    state.at = Math.min(state.at, Math.max(0, here.length - 1));
+    picker.value = String(state.at);
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(usable[i] === state.signal)));
+    shown = here[state.at] || null;
+    detail.replaceChildren(el("span", { class: "soft" }, "Point at a token, or focus the text and use the arrow keys."));
+    if (!shown) {
+      head.replaceChildren(`No such rollout was sampled at step ${step}.`);
+      prompt.replaceChildren(); text.replaceChildren(); scale.replaceChildren();
+      return;
+    }
+    const parts = Object.entries(shown.rewards).map(([name, value]) => `${name} ${show(value)}`).join(", ");
+    head.replaceChildren(el("b", { class: shown.right ? "right" : "wrong" }, words[shown.right ? 0 : 1]), `; reward ${show(shown.reward)} (`, ...visible(parts), `); advantage ${show(shown.mean_advantage)}; ${shown.tokens.length} tokens`);
+    prompt.replaceChildren(...visible(shown.prompt));
+    const name = state.signal, middle = SIGNALS[name][2], column = shown[name] || [];
+    text.replaceChildren(...shown.tokens.map((word, i) => {
+      const v = column[i], mark = +shown.marks[i], tone = v === null || v === undefined ? "none" : middle !== undefined && v < middle ? "cool" : "heat";
+      const token = el("span", { class: `token ${tone}${mark & 1 ? " anchor" : ""}${mark & 2 ? " preplan" : ""}${mark & 4 ? " tool" : ""}`, "data-i": i });
+      const string = vocabulary[word];
+      token.append(...visible(string === "\n" ? "↵\n" : string === "" ? "·" : string));
+      if (tone !== "none") token.style.setProperty("--x", `${(75 * strength(name, v)).toFixed(0)}%`);
+      return token;
+    }));
+    const [low, high] = domain(name);
+    const ends = middle === undefined ? (name === "logprob" ? [show(-low), show(-high)] : [show(low), show(high)]) : [show(middle - high), show(middle + high)];
+    scale.replaceChildren(`${SIGNALS[name][0]}: ${SIGNALS[name][1]}.`, el("span", {}, ends[0], " ", el("span", { class: `ramp ${middle === undefined ? "up" : "two"}` }), " ", ends[1]));
+  }
+  draw();
+  const legend = (name, word) => el("span", { class: `token ${name}` }, word);
+  return el("div", { class: "box" },
+    el("div", { class: "controls" }, el("label", {}, slider, stepWord), el("label", {}, "show", filter),
+      el("label", {}, el("button", { type: "button", onclick: turn(-1), "aria-label": "Previous rollout" }, "‹"), picker, el("button", { type: "button", onclick: turn(1), "aria-label": "Next rollout" }, "›"))),
+    el("div", { class: "controls" }, el("div", { class: "buttons", role: "group", "aria-label": "Colour by" }, buttons),
+      rollouts.some((r) => /[1-3]/.test(r.marks)) ? el("label", { class: "marked" }, marks, legend("anchor", "anchor"), legend("preplan", "preplan")) : null),
+    el("div", {}, scale), head, el("details", {}, el("summary", {}, "Prompt"), prompt), text, detail);
+}
+
+// ---- the page ---------------------------------------------------------------------------------------------------
+
+function table(columns, rows) {
+  return el("div", { class: "scroll" }, el("table", {}, el("tr", {}, columns.map((c) => el("th", {}, visible(c)))), rows.map((row) => el("tr", {}, row.map((cell) => el("td", {}, visible(cell)))))));
+}
+
+function folded(title, ...children) {
+  return el("details", {}, el("summary", {}, title), children);
+}
+
+const tiles = (data.tiles || []).map((tile) => el("div", { class: "tile" }, el("small", {}, tile.label), el("b", {}, visible(tile.value)), el("small", {}, visible(tile.note))));
+const sections = [
+  section("warnings", "Failures and warnings",
+    (data.alarms || []).map((alarm) => el("p", { class: "alarm" }, el("b", {}, visible(alarm.found)), " ", visible(alarm.advice))),
+    data.kind === "run" && !data.alarms.length ? el("p", {}, "No sign of collapse in what was logged.") : null,
+    (data.missing || []).length ? el("ul", { class: "soft" }, data.missing.map((line) => el("li", {}, visible(line)))) : null),
+  ...(data.tables || []).map((one, i) => section(`table${i}`, one.title, el("p", { class: "soft" }, visible(one.about)), table(one.columns, one.rows))),
+  section("learning", "Learning", charts("Learning") || (data.kind === "run" ? el("p", {}, "Nothing logged yet.") : null)),
+  section("credit", "Credit", charts("Credit")),
+  section("heads", "Attention heads", heads()),
+  section("tokens", "Tokens", data.tokens ? tokenView() : null),
+  section("samples", "Held-out completions", (data.samples || []).map((sample, i) => el("details", i < 2 ? { open: "" } : {},
+    el("summary", {}, `Step ${sample.step}: `, el("b", { class: sample.right ? "right" : "wrong" }, sample.right ? "right" : "wrong")),
+    el("pre", {}, visible(sample.prompt)), el("pre", { class: "box" }, visible(sample.completion)), el("p", {}, "Gold: ", visible(sample.gold))))),
+  section("rest", "Everything else that was logged", charts("Everything else") ? folded("Curves", charts("Everything else")) : null),
+  section("meaning", "What the numbers mean", (data.metrics || []).length ? folded("Every metric: meaning, unit, healthy range", table(["name", "meaning", "unit", "healthy"], data.metrics)) : null),
+  section("recipe", "Recipe and environment", data.recipe ? folded("Recipe", el("pre", {}, visible(data.recipe))) : null, data.environment ? folded("Environment", el("pre", {}, visible(data.environment))) : null),
+].filter(Boolean);
+page.replaceChildren(
+  el("h1", {}, visible(data.name)),
+  el("nav", { "aria-label": "Sections" }, sections.map((one) => el("a", { href: `#${one.id}` }, one.getAttribute("aria-label")))),
+  el("div", { class: "tiles" }, tiles), ...sections);
+document.documentElement.dataset.ready = "yes";

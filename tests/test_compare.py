@@ -1,0 +1,77 @@
+"""`rlattn compare`: which runs are one setting, what their recipes differ in, intervals over seeds."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from rlattn.cli import main
+from rlattn.errors import UserError
+from rlattn.recipe import load_recipe
+from rlattn.report.compare import compare, interval
+from rlattn.tracking import append_row
+
+
+def run_folder(folder, accuracy, *overrides):
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(load_recipe("quickstart", [f"output_dir={folder}", *overrides]).to_yaml())
+    (folder / "environment.json").write_text('{"rlattn": "0"}')
+    append_row(folder / "metrics.jsonl", {"step": 0, "eval/accuracy": 0.25, "eval/low": 0.2, "eval/high": 0.3})
+    row = {"step": 1, "reward": accuracy, "eval/accuracy": accuracy, "eval/low": 0.1, "eval/high": 0.9, "num_tokens": 9}
+    append_row(folder / "metrics.jsonl", row)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [
+        run_folder(tmp_path / "a/0", 0.5, "seed=0"), run_folder(tmp_path / "a/1", 0.7, "seed=1"),
+        run_folder(tmp_path / "b/0", 0.4, "credit=null"),
+    ]  # fmt: skip
+
+
+def test_seeds_of_one_setting_are_averaged_and_differences_named(runs):
+    found = compare(runs)
+    final, seeds, different = found["tables"]
+    assert [row[0] for row in final["rows"]] == ["a/0", "a/1", "b/0"]
+    assert final["rows"][0][1:5] == ["1 (not finished)", "25.0 %", "50.0 %", "10.0 % to 90.0 %"]
+    assert seeds["rows"] == [["a/0, a/1", "2", "60.0 ± 127.1 %", "0.600 ± 1.271"]]
+    keys = [row[0] for row in different["rows"]]
+    assert "seed" in keys and "credit.kind" in keys and "output_dir" not in keys
+    reward = next(curve for curve in found["curves"] if curve["title"] == "reward")
+    assert [one["name"] for one in reward["series"]] == ["a/0", "a/1", "b/0"]
+
+
+def test_intervals_are_students():
+    assert interval([0.859, 0.848, 0.867, 0.867, 0.875], 100, 1) == "86.3 ± 1.3"
+    assert interval([0.5, None], 1, 1) == "–"
+
+
+def test_what_is_no_run_is_refused(runs, tmp_path):
+    for wrong in ([runs[0]], [runs[0], tmp_path], [runs[0], runs[0]]):
+        with pytest.raises(UserError):
+            compare(wrong)
+
+
+def test_a_report_is_written_into_runs_only(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(SystemExit) as end:
+        main(["report", str(tmp_path)])
+    assert end.value.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_commands_write_pages_without_torch(runs, tmp_path):
+    commands = [["report", str(runs[0])], ["compare", *map(str, runs), "--out", str(tmp_path / "c.html")]]
+    code = (
+        "import sys\nfrom rlattn.cli import app\n"
+        f"for command in {commands!r}:\n"
+        "    try: app(command)\n    except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'trl', 'matplotlib'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "60.0 ± 127.1 %" in result.stdout and "credit.kind" in result.stdout
+    assert (runs[0] / "report.html").is_file()
+    assert json.dumps("a/0") in (tmp_path / "c.html").read_text()

@@ -1,0 +1,114 @@
+"""The token files: what the loss really used, for a few sampled rollouts, without touching training."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from test_trl_contract import policy, trained  # noqa: F401
+from trl import GRPOTrainer
+
+from rlattn import AttentionGRPOTrainer
+from rlattn.credit import CREDIT_RULES
+from rlattn.token_log import SCHEMA, TokenLog, token_texts
+from rlattn.tracking import token_files
+from rlattn.types import AttentionOptions, CreditOptions
+
+BOTH_PLACES = {"in the training forward": {}, "in the rollouts' pass": {"num_iterations": 2, "max_steps": 4}}
+
+
+def logged(folder, rule="coupled_rhythm", every=2, rollouts=4, **arguments):
+    """A trainer class that keeps tokens, and every advantage table that its loss read."""
+
+    class Logged(AttentionGRPOTrainer):
+        def __init__(self, *args, **kwargs):
+            credit = {"credit": rule and CREDIT_RULES[rule](), "attention": AttentionOptions(horizon=(2, 8))}
+            log = TokenLog(folder, rollouts=rollouts, every=every, seed=0)
+            super().__init__(*args, **kwargs, **credit, **arguments, token_log=log)
+
+    return Logged
+
+
+@pytest.mark.parametrize("mode", BOTH_PLACES)
+@pytest.mark.parametrize("rule", ["coupled_rhythm", None])
+def test_the_files_hold_what_was_trained(policy, tmp_path, mode, rule):  # noqa: F811
+    trained(logged(tmp_path, rule), policy, tmp_path / "out", **BOTH_PLACES[mode])
+    last = BOTH_PLACES[mode].get("max_steps", 3)
+    assert [step for step, _ in token_files(tmp_path)] == sorted({1, 2, last})
+    table = pq.read_table(token_files(tmp_path)[0][1]).to_pandas()
+    assert set(SCHEMA.names) < set(table.columns)
+    assert {"reward/length_reward", "reward/parity_reward"} < set(table.columns)
+    assert table.rollout.nunique() == 4
+    assert (table.group == table.rollout // 4).all()
+    for _, rollout in table.groupby("rollout"):
+        assert rollout.position.tolist() == list(range(len(rollout)))
+        assert rollout.prompt.notna().tolist() == [True] + [False] * (len(rollout) - 1)
+        assert rollout.reward.iloc[0] == pytest.approx(len(rollout) / 32 + rollout.token_id.sum() % 2)
+    assert (table.logprob < 0).all() and (table.entropy > 0).all()
+    if rule:
+        assert set(table.weight.unique()) >= {1.0, 1.5}
+        assert table.anchor.mean() > 0.3 and table.preplan.mean() > 0.3
+        assert table[~table.anchor & ~table.preplan].weight.max() == 1
+        heads = [json.loads(line) for line in (tmp_path / "heads.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in heads] == [step for step, _ in token_files(tmp_path)]
+        assert len(heads[0]["span"]) == len(heads[0]["layers"])
+    else:
+        assert (table.weight == 1).all()
+        assert table.waad.isna().all() and table.anchor.isna().all()
+        assert not (tmp_path / "heads.jsonl").exists()
+
+
+def test_weights_are_those_that_count(policy, tmp_path):  # noqa: F811
+    options = CreditOptions(sign="positive")
+    trained(logged(tmp_path, credit_options=options, rollouts=8), policy, tmp_path / "out", max_steps=1)
+    table = pq.read_table(token_files(tmp_path)[0][1]).to_pandas()
+    assert (table[table.advantage <= 0].weight == 1).all()
+    assert table[table.advantage > 0].weight.max() > 1
+
+
+@pytest.mark.parametrize("rule", ["uniform", None])
+def test_keeping_tokens_leaves_training_bit_for_bit_as_it_was(policy, tmp_path, rule):  # noqa: F811
+    plain = trained(GRPOTrainer, policy, tmp_path / "a").model.state_dict()
+    ours = trained(logged(tmp_path, rule, every=1), policy, tmp_path / "b").model.state_dict()
+    assert all(torch.equal(plain[name], ours[name]) for name in plain)
+
+
+def test_a_character_of_several_tokens_goes_to_its_last_one():
+    class Bytes:
+        def decode(self, ids, **_):
+            return bytes(ids).decode(errors="replace")
+
+    text = "a→b" * 20
+    texts = token_texts(Bytes(), list(text.encode()))
+    assert "".join(texts) == text
+    assert texts[:5] == ["a", "", "", "→", "b"]
+
+
+TWO_RANKS = """
+import sys
+from pathlib import Path
+import test_token_log, test_trl_contract as contract
+import torch
+
+folder = Path(sys.argv[2])
+# with groups of 4, the second of every three straddles the ranks
+contract.trained(test_token_log.logged(folder, rollouts=12), sys.argv[1], folder / "out", per_device_train_batch_size=6)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_ranks_write_one_file_a_step(policy, tmp_path):  # noqa: F811
+    (tmp_path / "two.py").write_text(TWO_RANKS)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    result = subprocess.run(
+        [sys.executable, *launcher, str(tmp_path / "two.py"), str(policy), str(tmp_path)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert [step for step, _ in token_files(tmp_path)] == [1, 2, 3]
+    table = pq.read_table(token_files(tmp_path)[0][1]).to_pandas()
+    assert sorted(table.rollout.unique()) == list(range(12))
+    assert table.groupby("group").prompt.nunique().tolist() == [1, 1, 1]
+    assert len((tmp_path / "heads.jsonl").read_text().splitlines()) == 3
