@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from rlattn.callbacks import Alarms, HeldOutEvaluation, MetricsFile, Progress
 from rlattn.checkpoints import checkpoint_step
 from rlattn.closing import finish
 from rlattn.errors import UserError
+from rlattn.phases import Phases
 from rlattn.progress import duration
 from rlattn.prompts import render_text
 from rlattn.ranks import is_main, say, world_size
@@ -23,10 +25,17 @@ from rlattn.stopping import StopSignals
 from rlattn.token_log import TokenLog
 from rlattn.tracking import leave_run, lock_run, open_run, sound_checkpoint, start_run
 from rlattn.trainer import AttentionGRPOTrainer
+from rlattn.watchdog import Watchdog
 
 
 def train(recipe: Recipe) -> None:
     """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
+    phases = Phases()
+    with Watchdog(phases, recipe.resume.stall_seconds):
+        record(_train)(recipe, phases)  # torchrun then ends with the first error of any rank
+
+
+def _train(recipe: Recipe, phases: Phases) -> None:
     began = time.monotonic()
     if open_run(recipe) is None:
         say(
@@ -62,7 +71,7 @@ def train(recipe: Recipe) -> None:
         if tracking.token_rollouts
         else None
     )
-    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log)
+    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log, phases)
     evaluation.trainer = trainer
     if checkpoint:
         say(f"continuing from {checkpoint}")
