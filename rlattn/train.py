@@ -1,6 +1,7 @@
 """One run, from a recipe to a finished run folder. `torchrun … -m rlattn.train RECIPE` trains on many ranks."""
 
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from rlattn.stopping import StopSignals
 from rlattn.token_log import TokenLog
 from rlattn.tracking import leave_run, lock_run, open_run, sound_checkpoint, start_run
 from rlattn.trainer import AttentionGRPOTrainer
+from rlattn.wandb_run import WandbRun, wandb_environment
 from rlattn.watchdog import Watchdog
 
 
@@ -71,8 +73,12 @@ def _train(recipe: Recipe, phases: Phases) -> None:
         if tracking.token_rollouts
         else None
     )
+    if is_main() and "wandb" in tracking.report_to:
+        os.environ |= {k: v for k, v in wandb_environment(recipe.run_dir).items() if k not in os.environ}
     trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log, phases)
     evaluation.trainer = trainer
+    if is_main() and "wandb" in tracking.report_to:
+        trainer.add_callback(WandbRun(recipe))  # behind the token log
     if checkpoint:
         say(f"continuing from {checkpoint}")
     stop.listen()

@@ -52,7 +52,9 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
     assert result.returncode == 0, result.stderr
     rows = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if row["step"]]
     best = max(rows, key=lambda row: (row["eval/accuracy"], row["step"]))["step"]
-    assert {path.name for path in (tmp_path / "run/checkpoints").glob("checkpoint-*")} == {f"checkpoint-{s}" for s in (best, 5)}
+    assert {path.name for path in (tmp_path / "run/checkpoints").glob("checkpoint-*")} == {
+        f"checkpoint-{s}" for s in (best, 5)
+    }
 
 
 @pytest.mark.parametrize("setting", [bench_resume.Setting(2, 2, False)], ids=str)
