@@ -73,7 +73,7 @@ class LiveTable(TrainerCallback):
 
 def sparkline(values: list[float], width: int = WIDTH) -> str:
     """The course of the values, oldest first; each character is the mean of a stretch. What is not finite is a gap."""
-    stretch = -(-len(values) // width)
+    stretch = max(1, -(-len(values) // width))
     means = [sum(part) / len(part) for i in range(0, len(values), stretch) if (part := values[i : i + stretch])]
     finite = [mean for mean in means if abs(mean) < float("inf")]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
