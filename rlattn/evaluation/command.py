@@ -62,10 +62,6 @@ def evaluate(
     options = ("MODEL", "--against")
     for subject, option in zip(subjects, options, strict=False):
         check_tiny(subject, plan, option)
-    if not all(Path(subject.path).exists() for subject in subjects):
-        from rlattn.hub import go_offline_if_unreachable
-
-        go_offline_if_unreachable()
     folder = out_folder(out, subjects[0])
     from rlattn.quiet import quiet
 

@@ -8,6 +8,7 @@ from typing import Any
 from rlattn.effort import at_effort
 from rlattn.errors import UserError
 from rlattn.evaluation.subjects import Subject
+from rlattn.hub import go_offline_if_unreachable
 from rlattn.paths import expanded
 from rlattn.plugins import build_task
 from rlattn.recipe import TINY_POLICY, Recipe, differences, load_recipe, parse_recipe
@@ -92,6 +93,8 @@ def make_plan(
     if samples > 1 and temperature == 0:
         raise UserError("--temperature", f"0 gives {samples} times the same answer.", "Leave it out, or --samples.")
     recipe = _recipe(subject, task, data, overrides)
+    if recipe.hub_ids or not subject.is_local:
+        go_offline_if_unreachable()
     built = build_task(recipe)
     if isinstance(built, DialogueTask) and built.style == "tools":
         fix = "Add task.style=text: the same dialogue in plain turns."

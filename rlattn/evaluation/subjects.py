@@ -27,6 +27,10 @@ class Subject:
     note: str = ""
     """What the user should know about the choice."""
 
+    @property
+    def is_local(self) -> bool:
+        return self.path == TINY_POLICY or is_there(Path(self.path))
+
 
 def find_subject(model: str, option: str) -> Subject:
     """The model behind a name. Raises UserError that names `option` where there is none."""

@@ -89,9 +89,7 @@ def _text(row: Mapping[str, Any], where: str) -> Text:
 def check_model_path(model: str, option: str = "--model") -> None:
     """Raises UserError where `model` is neither a model's folder nor anything that could be a hub id."""
     if model == TINY_POLICY:
-        raise UserError(
-            option, f"{TINY_POLICY} is made in a run.", "Name its folder, such as runs/quickstart/model."
-        )
+        raise UserError(option, f"{TINY_POLICY} is made in a run.", "Name its folder, such as runs/quickstart/model.")
     folder = expanded(model)
     if not is_there(folder):
         siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
@@ -107,9 +105,7 @@ def check_model_path(model: str, option: str = "--model") -> None:
         fix = f"Did you mean {inner}?" if inner.is_dir() else "Name a folder saved by save_pretrained."
         raise UserError(option, f"{model} has no config.json.", fix)
     if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
-        raise UserError(
-            option, f"{model} has no tokenizer.", f"Save it there: tokenizer.save_pretrained('{model}')."
-        )
+        raise UserError(option, f"{model} has no tokenizer.", f"Save it there: tokenizer.save_pretrained('{model}').")
 
 
 def make_folder(output: Path) -> None:
