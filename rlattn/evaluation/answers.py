@@ -23,7 +23,7 @@ from rlattn.progress import progress
 from rlattn.prompts import chat_or_plain, decode, render_ids
 from rlattn.recipe import TINY_POLICY, Policy
 from rlattn.setup import taught_task
-from rlattn.tasks import DialogueTask
+from rlattn.tasks import DialogueTask, Task
 from rlattn.types import Messages
 
 SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
@@ -45,6 +45,15 @@ class Answer:
     """Whether it reached the length limit before its end."""
     right: float
     measured: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """One greedy completion, whatever it was asked for."""
+
+    ids: list[int]
+    text: str
+    cut: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +119,11 @@ def load(subject: Subject, plan: Plan, option: str) -> Loaded:
     )
 
 
-def answer_items(loaded: Loaded, kept: Callable[[Answer], None]) -> list[Answer]:
-    """Every item's answers, `kept` called with each as soon as it is there. Cost: one completion an item and sample."""
+def answer_items(loaded: Loaded, keep: Callable[[dict[str, Any]], None]) -> list[Answer]:
+    """Every item's answers, `keep` called with a row for each as soon as it is there.
+
+    Cost: one completion an item and sample.
+    """
     plan = loaded.plan
     task: Any = plan.task
     measure: Callable[..., dict[str, float]] = getattr(task, "metrics", lambda completion, row: {})
@@ -126,10 +138,35 @@ def answer_items(loaded: Loaded, kept: Callable[[Answer], None]) -> list[Answer]
                 right = float(task.verify(text, item.row))
                 answer = Answer(item=item, sample=sample, right=right, measured=measure(text, item.row), **written)
                 answers.append(answer)
-                kept(answer)
+                keep(_row(answer, task))
             share = sum(answer.right >= 1 for answer in answers) / len(answers)
             update(len(answers), f"{100 * share:.1f} % right")
     return answers
+
+
+def write_all(
+    loaded: Loaded, prompts: Sequence[str | Messages], label: str, most_tokens: int | None = None
+) -> list[Written]:
+    """One greedy completion a prompt, for the probes.
+
+    Raises:
+        UserError: a prompt and an answer do not fit into the model's context.
+    """
+    limit = most_tokens or loaded.plan.max_new_tokens
+    ids = [loaded.prompt_ids(prompt) for prompt in prompts]
+    longest = max(len(one) for one in ids)
+    if loaded.context is not None:
+        limit = min(limit, loaded.context - longest) if most_tokens else limit
+        if limit < 1 or longest + limit > loaded.context:
+            raise _too_long(loaded.name, limit, longest, loaded.context)
+    found: list[Written] = []
+    with progress(label, len(ids)) as update, memory_named(loaded.plan):
+        for batch in batches(ids, loaded.plan.batch_size):
+            for one in loaded.write(list(batch), max_new_tokens=limit):
+                text, cut = decode(loaded.tokenizer, one), is_cut(loaded, one, limit)
+                found.append(Written(ids=one, text=text, cut=cut))
+            update(len(found), f"{sum(one.cut for one in found)} cut")
+    return found
 
 
 def batches(jobs: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -145,6 +182,23 @@ def memory_named(plan: Plan) -> Iterator[None]:
     except torch.OutOfMemoryError:
         problem = f"{plan.batch_size} answers at once do not fit into the GPU's memory."
         raise UserError("trainer.per_device_eval_batch_size", problem, "Add it with a smaller number.") from None
+
+
+def _row(answer: Answer, task: Task) -> dict[str, Any]:
+    item = answer.item
+    return {
+        "row": item.index + 1,
+        "sample": answer.sample,
+        "effort": item.effort,
+        "prompt": item.prompt,
+        "completion": answer.text,
+        "gold": task.gold(item.row),
+        "right": answer.right,
+        "tokens": answer.tokens,
+        "thought_tokens": answer.thought,
+        "cut": answer.cut,
+        "metrics": answer.measured,
+    }
 
 
 def _in_one_turn(loaded: Loaded, items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -190,6 +244,8 @@ def is_cut(loaded: Loaded, ids: list[int], limit: int) -> bool:
 
 
 def _tiny(plan: Plan) -> Path:
+    assert plan.task is not None
+    task = taught_task(plan.recipe, plan.task)
     with ExitStack() as stack:
         update: Callable[[int, str], None] | None = None
 
@@ -198,7 +254,7 @@ def _tiny(plan: Plan) -> Path:
             update = update or stack.enter_context(progress("warm start", steps, start=step - 1))
             update(step, f"loss {loss:.3f}")
 
-        return make_tiny_policy(plan.recipe.policy, taught_task(plan.recipe, plan.task), show)
+        return make_tiny_policy(plan.recipe.policy, task, show)
 
 
 def _check_prompts(
@@ -218,9 +274,10 @@ def _check_prompts(
             raise UserError(where, f"the chat template refuses it: {describe(error)[:200]}.", fix) from None
         longest = max(longest, len(ids))
     if context is not None and longest + plan.max_new_tokens > context:
-        problem = (
-            f"{plan.max_new_tokens} and the longest prompt ({longest} tokens) exceed the context of {subject.name}, "
-            f"{context} tokens."
-        )
-        fix = f"Add trainer.max_completion_length={max(context - longest, 1)}." if longest < context else "Shorten it."
-        raise UserError("trainer.max_completion_length", problem, fix)
+        raise _too_long(subject.name, plan.max_new_tokens, longest, context)
+
+
+def _too_long(name: str, limit: int, longest: int, context: int) -> UserError:
+    problem = f"{limit} and the longest prompt ({longest} tokens) exceed the context of {name}, {context} tokens."
+    fix = f"Add trainer.max_completion_length={context - longest}." if longest < context else "Ask shorter prompts."
+    return UserError("trainer.max_completion_length", problem, fix)

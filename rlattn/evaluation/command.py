@@ -1,15 +1,11 @@
 """`rlattn eval`: the command. Everything that needs no weights is checked before torch is imported."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
 from rlattn.errors import UserError
-
-SAMPLES = "eval-samples.jsonl"
 
 
 def evaluate(
@@ -35,13 +31,27 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="A second model, on the same problems: a paired comparison.", metavar="OTHER")
     ] = None,
+    probe: Annotated[
+        Literal["sycophancy", "self-correction", "perturbation", "deception"] | None,
+        typer.Option(help="Instead of accuracy: does the answer follow a hint, a second look, a changed token?"),
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="For deception: a model's folder, a hub id, or http://localhost:8000/v1.")
+    ] = None,
+    judge_model: Annotated[str, typer.Option(help="The endpoint's name of the model.")] = "",
+    judge_key_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the endpoint's key.", metavar="NAME")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask the first so many rows only.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new folder for what is written; else beside the model.")] = None,
 ) -> None:
-    """Evaluate a model on a task or your data: pass@k with intervals, against another model."""
+    """Evaluate a model on a task or your data: pass@k with intervals, against another model, or under a probe."""
+    from rlattn.evaluation.judges import Judge, endpoint_judge, is_endpoint, local_judge
     from rlattn.evaluation.plan import check_same_task, check_tiny, make_plan
+    from rlattn.evaluation.probes import OWN_DATA, check_probe, prepare
     from rlattn.evaluation.subjects import find_subject, out_folder
 
+    check_probe(probe, data, judge, samples, temperature)
     subjects = [find_subject(model, "MODEL")]
     if against is not None:
         subjects.append(find_subject(against, "--against"))
@@ -58,61 +68,23 @@ def evaluate(
         k=k,
         temperature=temperature,
         limit=limit,
+        probe_reads=probe in OWN_DATA,
     )
     options = ("MODEL", "--against")
     for subject, option in zip(subjects, options, strict=False):
         check_tiny(subject, plan, option)
+
+    def make_judge() -> Judge:
+        name = judge or ""
+        if is_endpoint(name):
+            return endpoint_judge(name, judge_model, judge_key_env)
+        return local_judge(find_subject(name, "--judge"), plan)
+
+    run_probe = prepare(probe, plan, data, limit, make_judge) if probe is not None else None
     folder = out_folder(out, subjects[0])
     from rlattn.quiet import quiet
 
     quiet()
-    from rlattn.evaluation.answers import Answer, answer_items, load
-    from rlattn.evaluation.figures import comparison, figures
-    from rlattn.evaluation.show import show, write_report
+    from rlattn.evaluation.run import run
 
-    answers: list[list[Answer]] = []
-    for subject, option in zip(subjects, options, strict=False):
-        loaded = load(subject, plan, option)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / SAMPLES).open("a", encoding="utf-8") as lines:
-            answers.append(answer_items(loaded, _writer(lines, subject.name, plan)))
-        del loaded  # the second needs its room
-    report: dict[str, Any] = {
-        "title": f"{type(plan.task).__name__}, {len({item.index for item in plan.items})} problems",
-        "models": [
-            {"name": subject.name, "path": subject.path, "figures": figures(of_model, plan.ks)}
-            for subject, of_model in zip(subjects, answers, strict=True)
-        ],
-        "task": plan.recipe.task.model_dump(mode="json"),
-        "settings": plan.settings,
-        "notes": [f"note: {subject.note}" for subject in subjects if subject.note],
-    }
-    if against is not None:
-        report["comparison"] = comparison(*answers)
-    write_report(folder, report)
-    show(report, folder)
-
-
-def _writer(lines: Any, name: str, plan: Any) -> Callable[[Any], None]:
-    """One line an answer, at once: an evaluation that is interrupted has not written for nothing."""
-
-    def write(answer: Any) -> None:
-        item = answer.item
-        row = {
-            "model": name,
-            "row": item.index + 1,
-            "sample": answer.sample,
-            "effort": item.effort,
-            "prompt": item.prompt,
-            "completion": answer.text,
-            "gold": plan.task.gold(item.row),
-            "right": answer.right,
-            "tokens": answer.tokens,
-            "thought_tokens": answer.thought,
-            "cut": answer.cut,
-            "metrics": answer.measured,
-        }
-        lines.write(json.dumps(row, default=str) + "\n")
-        lines.flush()
-
-    return write
+    run(subjects, options, plan, folder, probe=run_probe, title=f"probe: {probe}" if probe else "")

@@ -38,7 +38,8 @@ class Plan:
     """Everything that is known before a weight loads."""
 
     recipe: Recipe
-    task: Task
+    task: Task | None
+    """None where a probe reads its own data."""
     items: list[Item]
     samples: int
     ks: tuple[int, ...]
@@ -83,8 +84,9 @@ def make_plan(
     k: str | None,
     temperature: float | None,
     limit: int | None,
+    probe_reads: bool = False,
 ) -> Plan:
-    """Checks and reads everything that needs no model.
+    """Checks and reads everything that needs no model; of a probe's own data (`probe_reads`) nothing.
 
     Raises:
         UserError: options that do not fit together, a task or data that cannot be read.
@@ -95,7 +97,7 @@ def make_plan(
     recipe = _recipe(subject, task, data, overrides)
     if recipe.hub_ids or not subject.is_local:
         go_offline_if_unreachable()
-    built = build_task(recipe)
+    built = None if probe_reads else build_task(recipe)
     if isinstance(built, DialogueTask) and built.style == "tools":
         fix = "Add task.style=text: the same dialogue in plain turns."
         raise UserError("task.style", "tools are called in a run only.", fix)
@@ -103,7 +105,7 @@ def make_plan(
     return Plan(
         recipe=recipe,
         task=built,
-        items=_items(recipe, built, data is not None, limit),
+        items=[] if built is None else _items(recipe, built, data is not None, limit),
         samples=samples,
         ks=ks,
         temperature=temperature if temperature is not None else 0.0 if samples == 1 else sampled,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlattn.evaluation.subjects import EVALUATION
+from rlattn.evaluation.subjects import EVALUATION, SAMPLES
 from rlattn.tracking import write_text
 
 MUCH_CUT = 0.05
@@ -33,7 +33,7 @@ def show(report: dict[str, Any], folder: Path) -> None:
     console.print(_table(report))
     for line in [*_comparison_lines(report), *report["notes"]]:
         console.print(Text(line), soft_wrap=True)
-    console.print(Text(f"\n{folder / EVALUATION}: every figure; eval-samples.jsonl: every answer"), soft_wrap=True)
+    console.print(Text(f"\n{folder / EVALUATION}: every figure; {SAMPLES}: every answer"), soft_wrap=True)
     console.print(Text(f"Next: {next_step(report, folder)}"), soft_wrap=True)
 
 
@@ -47,7 +47,7 @@ def next_step(report: dict[str, Any], folder: Path) -> str:
     if found and "mcnemar_p" in found and found["mcnemar_p"] >= CLEAR:
         return "no clear difference on these items: give more of them, or several seeds"
     if found:
-        return f"read where they differ: {folder / 'eval-samples.jsonl'}"
+        return f"read where they differ: {folder / SAMPLES}"
     return f"hold it against another model: rlattn eval {shlex.quote(report['models'][0]['name'])} --against OTHER"
 
 
@@ -64,9 +64,9 @@ def rows_of_table(figures: dict[str, Any]) -> dict[str, str]:
         elif name == "cut_share":
             rows["cut at the limit"] = f"{100 * value:.1f} %"
         elif isinstance(value, dict):
-            rows[name.replace("_", " ")] = _text(value, share=name.startswith("pass@") or "share" in name)
+            rows[name.replace("_", " ")] = _text(value, share=name != "mean_length")
         else:
-            rows[name.replace("_", " ")] = f"{value:.4g}" if isinstance(value, float) else str(value)
+            rows[name] = "–" if value is None else str(value)
     return rows
 
 

@@ -11,7 +11,7 @@ from rlattn.paths import expanded, is_there
 from rlattn.recipe import TINY_POLICY
 from rlattn.tracking import is_run
 
-EVALUATION = "eval.json"
+EVALUATION, SAMPLES = "eval.json", "eval-samples.jsonl"  # what an evaluation's folder holds
 
 
 @dataclass(frozen=True, kw_only=True)
