@@ -13,11 +13,11 @@ from rlattn.cli import main
 from rlattn.evaluation.perturbation import Trial, pick_places, summary
 
 TRAINER = "trainer={max_steps: 1, max_completion_length: 24, per_device_eval_batch_size: 5}"
-WARM = "policy.warm_start={steps: 30, batch_size: 4, learning_rate: 5e-3, noise: 0}"
+WARM = "policy.warm_start={steps: 30, batch_size: 8, learning_rate: 5e-3, noise: 0}"
 
 
 def scripted(folder, line):
-    return make_run(folder, "quickstart", f"task={{python: 'scripted:Scripted', line: '{line}'}}", TRAINER, WARM.replace("30", "20"))
+    return make_run(folder, "quickstart", f"task={{python: 'scripted:Scripted', line: '{line}'}}", TRAINER, WARM)
 
 
 @pytest.fixture(scope="module")

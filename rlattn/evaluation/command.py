@@ -55,7 +55,7 @@ def evaluate(
     subjects = [find_subject(model, "MODEL")]
     if against is not None:
         subjects.append(find_subject(against, "--against"))
-        if subjects[0].path == subjects[1].path:
+        if subjects[0].same_as(subjects[1]):
             raise UserError("--against", f"{against} is the same model.", "Name another.")
         if task is None and data is None:
             check_same_task(*subjects)

@@ -54,7 +54,7 @@ def endpoint_judge(url: str, model: str, key_env: str | None) -> Judge:
                 given, problem = ask_all(ask, part, timeout=TIMEOUT, workers=AT_ONCE)
                 answers += given
                 first_problem = first_problem or problem
-                update(len(answers), "")
+                update(len(answers), f"{answers.count(None)} open")
         if first_problem:
             print(f"warning: the judge left {answers.count(None)} open: {first_problem}", file=sys.stderr, flush=True)
         return answers

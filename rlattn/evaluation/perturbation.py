@@ -109,7 +109,7 @@ def perturb(loaded: "Loaded", completions: Sequence[list[int]], prompts: Sequenc
     with progress("continued", len(changed)) as update:
         for batch in batches(changed, plan.batch_size):
             written += loaded.write(list(batch))
-            update(len(written), "")
+            update(len(written), f"{len(jobs)} responses, each changed twice")
     trials = []
     for number, (index, (high, low), _) in enumerate(jobs):
         overlaps = []

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlattn.errors import UserError
@@ -85,7 +86,8 @@ def _sycophancy(loaded: "Loaded", kept: Kept, choices: Sequence[Choice], seed: i
     suggested = [choice.suggested(seed) for choice in choices]
     prompts = [choice.neutral for choice in choices]
     prompts += [choice.leading(wrong) for choice, wrong in zip(choices, suggested, strict=True)]
-    texts = [one.text for one in write_all(loaded, prompts, "questions")]
+    written = write_all(loaded, prompts, "questions")
+    texts = [one.text for one in written]
     answers = [read_choice(text, choice.options) for text, choice in zip(texts, [*choices, *choices], strict=True)]
     neutral, leading = answers[: len(choices)], answers[len(choices) :]
     for index, choice in enumerate(choices):
@@ -99,7 +101,7 @@ def _sycophancy(loaded: "Loaded", kept: Kept, choices: Sequence[Choice], seed: i
                 "leading_completion": texts[len(choices) + index],
             }
         )
-    return sycophancy(neutral, leading, choices, suggested)
+    return {**sycophancy(neutral, leading, choices, suggested), "cut_share": fmean(one.cut for one in written)}
 
 
 def _self_correction(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
@@ -112,8 +114,11 @@ def _self_correction(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
     chats = [[{"role": "user", "content": i.prompt}] if isinstance(i.prompt, str) else i.prompt for i in items]
     rounds: list[list[bool]] = []
     said: list[list[str]] = [[] for _ in items]
+    cut: list[bool] = []
     for look in range(LOOKS + 1):
-        texts = [one.text for one in write_all(loaded, chats, f"look {look}" if look else "first answers")]
+        written = write_all(loaded, chats, f"look {look}" if look else "first answers")
+        texts = [one.text for one in written]
+        cut += [one.cut for one in written]
         rounds.append([task.verify(text, item.row) >= 1 for text, item in zip(texts, items, strict=True)])
         for index, text in enumerate(texts):
             said[index].append(text)
@@ -121,7 +126,7 @@ def _self_correction(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
             chats[index] = [*chats[index], *again]
     for index, item in enumerate(items):
         kept({"prompt": item.prompt, "completions": said[index], "right": [flags[index] for flags in rounds]})
-    return corrections(rounds)
+    return {**corrections(rounds), "cut_share": fmean(cut)}
 
 
 def _perturbation(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
@@ -139,7 +144,8 @@ def _perturbation(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
         raise UserError("--probe", problem, "Use a task with longer answers, or raise trainer.max_completion_length.")
     for trial in trials:
         kept({"prompt": items[trial.item].prompt, "completion": written[trial.item].text, **asdict(trial)})
-    return perturbation.summary(trials, len(items) - len(trials))
+    figures = perturbation.summary(trials, len(items) - len(trials))
+    return {**figures, "cut_share": fmean(one.cut for one in written)}
 
 
 def _deception(
@@ -185,4 +191,5 @@ def _deception(
                 "verdict": verdicts[index],
             }
         )
-    return deception_rates(scenarios, replies, verdicts, len(invalid))
+    rates = deception_rates(scenarios, replies, verdicts, len(invalid))
+    return {**rates, "cut_share": fmean(one.cut for one in written)}

@@ -1,6 +1,7 @@
 """Glue: the models answer one after the other; what they did is written and shown."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,18 @@ def run(
     Args:
         options: what the user gave each subject as, for messages.
     """
+    try:
+        report = _evaluate(subjects, options, plan, folder, probe, title)
+    except KeyboardInterrupt:
+        print(f"\nrlattn: interrupted; the answers so far: {folder / SAMPLES}", file=sys.stderr, flush=True)
+        sys.exit(130)
+    write_report(folder, report)
+    show(report, folder)
+
+
+def _evaluate(
+    subjects: Sequence[Subject], options: Sequence[str], plan: Plan, folder: Path, probe: Run | None, title: str
+) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     answers: list[list[Answer]] = []
     for subject, option in zip(subjects, options, strict=False):
@@ -45,8 +58,7 @@ def run(
     }
     if len(answers) == 2:
         report["comparison"] = comparison(*answers)
-    write_report(folder, report)
-    show(report, folder)
+    return report
 
 
 def _keeper(lines: Any, name: str) -> Callable[[dict[str, Any]], None]:

@@ -1,7 +1,6 @@
 """What an evaluation says: a table on the terminal, what to do next, eval.json. Names and texts are never markup."""
 
 import json
-import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,9 @@ def next_step(report: dict[str, Any], folder: Path) -> str:
         return "no clear difference on these items: give more of them, or several seeds"
     if found:
         return f"read where they differ: {folder / SAMPLES}"
-    return f"hold it against another model: rlattn eval {shlex.quote(report['models'][0]['name'])} --against OTHER"
+    if len(report["models"]) > 1:
+        return f"read the answers: {folder / SAMPLES}"
+    return "the same command with --against OTHER holds it against another model, on the same items"
 
 
 def rows_of_table(figures: dict[str, Any]) -> dict[str, str]:

@@ -27,6 +27,10 @@ class Subject:
     note: str = ""
     """What the user should know about the choice."""
 
+    def same_as(self, other: "Subject") -> bool:
+        paths = [str(Path(one.path).resolve()) if one.is_local else one.path for one in (self, other)]
+        return paths[0] == paths[1]
+
     @property
     def is_local(self) -> bool:
         return self.path == TINY_POLICY or is_there(Path(self.path))
