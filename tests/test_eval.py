@@ -7,6 +7,7 @@ import sys
 import pytest
 from evaluated import answers_in, evaluate, make_run, report_in
 from opposites import Opposites
+from test_inspect import save_model, save_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlattn.cli import main
@@ -146,6 +147,21 @@ def test_an_adapter_is_evaluated_over_its_base(runs, tmp_path):
     assert [a["completion"] for a in answers[:6]] != [a["completion"] for a in answers[6:]]
 
 
+def test_a_model_without_a_chat_template_is_asked_in_plain_text(tmp_path):
+    save_tokenizer(save_model(tmp_path / "base"))
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Two and two?", "answer": "4"}\n')
+    arguments = (tmp_path / "base", "trainer.max_completion_length=6")
+    evaluate(*arguments, "--data", tmp_path / "mine.jsonl", "--out", tmp_path / "out")
+    (answer,) = answers_in(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    ids = tokenizer("Two and two?", return_tensors="pt")
+    written = model.generate(**ids, do_sample=False, max_new_tokens=6)[0, ids["input_ids"].shape[1] :]
+    assert answer["completion"] == tokenizer.decode(written, skip_special_tokens=True)
+    assert answer["cut"] == (257 not in written.tolist())
+    assert "policy.prompt_style=plain" in mistake(*arguments, "--task", "countdown_tiny", "--limit", 2)
+
+
 def test_an_unfinished_run_is_evaluated_at_its_newest_checkpoint(runs, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
@@ -212,6 +228,7 @@ MISTAKES = [
     (("R/less", "--out", "B/ok.jsonl/x"), ("--out", "cannot be made")),
     (("R/less", "task.strangr=3"), ("task.strangr", "Did you mean 'strange'")),
     (("R/less", "trainer.max_completion_length=5000"), ("max_completion_length", "exceed the context")),
+    (("nobody/nonesuch", "--task", "countdown_4b", "task.eval_rows=2"), ("MODEL", "'nobody/nonesuch'", "network")),
     (("R/less/model", "--task", "questions_4b_lora"), ("task.style", "task.style=text")),
 ]
 
