@@ -63,7 +63,7 @@ def train(
     """Train from a recipe; the same command again continues the run."""
     from rlattn.check import check_policy, prompts_of
     from rlattn.hub import go_offline_if_unreachable
-    from rlattn.launch import launch, ranks_to_start
+    from rlattn.launch import launch, ranks_to_start, strategy_of_accelerate
     from rlattn.plugins import build_credit, build_rewards, build_task
     from rlattn.ranks import world_size
     from rlattn.recipe import load_recipe
@@ -71,7 +71,7 @@ def train(
     from rlattn.tracking import open_run
 
     started = ranks_to_start(ranks)
-    parsed = load_recipe(recipe, overrides or [])
+    parsed = load_recipe(recipe, [*(overrides or []), *strategy_of_accelerate()])
     if parsed.hub_ids:
         go_offline_if_unreachable()
     # All of this again in train(), after TRL's seconds of imports: a mistake should not have to wait for them.

@@ -44,6 +44,27 @@ def ranks_to_start(ranks: int | None) -> int:
     return ranks if ranks > 1 else 0
 
 
+def strategy_of_accelerate() -> list[str]:
+    """What the configuration of `accelerate launch` says of weights and states, as overrides of the recipe.
+
+    So the run folder records it, and every check sees it. Raises UserError for what could not be taken over.
+    """
+    environment = os.environ
+    file = environment.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)  # else accelerate reads it as well, from here
+    if file:
+        return ["trainer.fsdp=null", f"trainer.deepspeed={file}"]
+    if "ACCELERATE_DEEPSPEED_ZERO_STAGE" in environment:
+        raise UserError(
+            "accelerate", "its configuration describes DeepSpeed itself.",
+            "Name a deepspeed_config_file there, as launch/accelerate/zero3.yaml does.",
+        )  # fmt: skip
+    if environment.get("ACCELERATE_USE_FSDP") == "true":
+        if environment.get("FSDP_VERSION") != "2":
+            raise UserError("accelerate", "its configuration asks for FSDP 1.", "Set fsdp_version: 2.")
+        return ["trainer.deepspeed=null", "trainer.fsdp=true"]
+    return []
+
+
 def launch(arguments: Sequence[str], *, ranks: int, grace_seconds: float, on_gpus: bool) -> int:
     """Runs `rlattn train ARGUMENTS` on as many local ranks. Main thread only.
 
