@@ -8,7 +8,7 @@
 #   NODE_RANK        this machine: 0 on the first, then 1, 2, …
 #   STOP_SECONDS     what SIGTERM, SIGUSR1 or Ctrl-C leave the ranks to finish a step and save (default 300; torchrun's
 #                    own is 30); more than resume.grace_seconds, or a rank that hangs is killed without its message
-# All machines must see the same run folder. Exit code: 0, else torchrun's 1; how the ranks ended is in its last lines.
+# All machines must see the same run folder. Exit code: 0, else torchrun's own; how the ranks ended is in its last lines.
 set -euo pipefail
 if [ $# -eq 0 ]; then sed -n '2,/^set/{/^set/d; s/^# \{0,1\}//p}' "$0" >&2; exit 2; fi
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

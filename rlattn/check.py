@@ -24,6 +24,7 @@ PROMPTS_MEASURED = 200
 CHARACTERS_PER_TOKEN = 3  # a cautious guess for English and mathematics
 GB = 1e9
 READ_WHOLE = 50e6  # bytes of a data file
+OFFLOADED = {"optimizer": "optimizer and gradients", "param": "weights"}  # by DeepSpeed's name
 SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
@@ -133,8 +134,8 @@ def strategy_of(recipe: Recipe) -> str:
 def offloaded(recipe: Recipe) -> tuple[str, ...]:
     """What DeepSpeed keeps in the machine's memory: "optimizer", "param"."""
     zero = _zero_options(recipe) if recipe.trainer.get("deepspeed") else {}
-    options = {part: zero.get(f"offload_{part}") for part in ("optimizer", "param")}
-    return tuple(p for p, option in options.items() if isinstance(option, dict) and option.get("device") != "none")
+    options = {part: zero.get(f"offload_{part}") for part in OFFLOADED}
+    return tuple(part for part, to in options.items() if isinstance(to, dict) and to.get("device", "none") != "none")
 
 
 def _zero_options(recipe: Recipe) -> dict[str, Any]:
@@ -171,19 +172,20 @@ def _policy_lines(
         return [f"policy   {policy.path}", f"memory   not estimated: {error}"]
     except (TypeError, KeyError, IndexError, ZeroDivisionError, AttributeError) as error:
         raise UserError("policy.path", f"{policy.path} has a damaged config.json: {describe(error)}.") from None
-    away = " and ".join({"optimizer": "optimizer and gradients", "param": "weights"}[part] for part in offloaded(recipe))
+    away = "".join(f", {OFFLOADED[part]} in main memory" for part in offloaded(recipe))
     lines = [
         f"policy   {policy.path}: {parameters / 1e9:.2f} B parameters, {trained / 1e6:,.0f} M trained",
         f"lengths  prompt {how} {prompt}, completion {completion}, context {context or 'unknown'} tokens",
-        f"memory   a rank, {strategy_of(recipe)} on {ranks}{f', {away} in main memory' if away else ''}, in GB:",
+        f"memory   a rank, {strategy_of(recipe)} on {ranks}{away}, in GB:",
     ]
     lines += [f"           {name:16} {value / GB:8.1f}" for name, value in _parts(estimate) if value]
     if gpu_memory is not None and estimate.total > gpu_memory * GB:
         raise UserError(
             "policy",
             f"needs about {estimate.total / GB:.0f} GB a rank and has {gpu_memory:g}.",
-            "More --ranks with ZeRO-3 or offload (trainer.deepspeed), policy.lora, a smaller per_device_train_batch_size or "
-            f"max_completion_length. Largest part: {max(_parts(estimate)[:-1], key=lambda part: part[1])[0]}.",
+            "More --ranks with ZeRO-3 or offload (trainer.deepspeed), policy.lora, a smaller "
+            "per_device_train_batch_size or max_completion_length. Largest part: "
+            f"{max(_parts(estimate)[:-1], key=lambda part: part[1])[0]}.",
         )
     return lines
 

@@ -58,7 +58,7 @@ def test_ranks_are_the_launchers_where_there_is_one(monkeypatch):
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(UserError, match="--ranks: 2, but this machine shows 1 GPU."):
+    with pytest.raises(UserError, match="2, but this machine shows 1 GPU"):
         launch.launch(["quickstart"], ranks=2, grace_seconds=1, on_gpus=True)
 
 
