@@ -54,7 +54,9 @@ def train(
     overrides: Overrides = None,
     ranks: Annotated[
         int | None,
-        typer.Option(min=1, max=1024, help="Train on so many processes of this machine, one a GPU.", show_default="1"),
+        typer.Option(
+            min=1, max=1024, help="Train on so many processes of this machine, one a GPU.", show_default=False
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the rendered prompt, do one step, project the time.")
