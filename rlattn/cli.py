@@ -285,6 +285,28 @@ def bench_attention(
         json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
+@bench.command("resume")
+def bench_resume(
+    kills: Annotated[int, typer.Option(min=1, max=1000, help="SIGKILLs in all, spread over the settings.")] = 40,
+    seed: Annotated[int, typer.Option(help="Draws the moments.")] = 0,
+    folder: Annotated[Path, typer.Option(help="Where the runs are kept.")] = Path("bench-resume"),
+) -> None:
+    """Kill runs at random moments, go on, compare with the unbroken runs; about 30 minutes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rlattn.bench_resume import CHECKS
+    from rlattn.bench_resume import bench_resume as measure
+
+    rows = measure(kills, seed, folder.absolute(), lambda text: print(text, flush=True))
+    table = Table("setting", "kills", "in", *(f"same {name}" for name in CHECKS))
+    for row in rows:
+        table.add_row(row["setting"], str(row["kills"]), row["in"], *("yes" if row[name] else "NO" for name in CHECKS))
+    Console().print(table)
+    if not all(row[name] for row in rows for name in CHECKS):
+        raise typer.Exit(1)
+
+
 def _quiet() -> None:
     """Keeps other libraries' chatter off the terminal; rlattn's own warnings stay."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

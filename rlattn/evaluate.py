@@ -94,8 +94,13 @@ def evaluate(
         generate = in_dialogue(lambda part: greedy_dialogues(trainer, task, part), trainer._tokenizer)
     else:
         generate = in_one_turn(lambda ids: generate_greedy(trainer, ids), trainer._tokenizer, kwargs)
+
+    def timed(part: Sequence[Example]) -> Any:
+        with trainer.phases.phase("evaluation"):
+            return generate(part)
+
     outcomes, kept = score_greedy(
-        generate,
+        timed,
         trainer._tokenizer,
         task,
         examples[rank::ranks],

@@ -195,6 +195,7 @@ class Resume(Strict):
     keep_last: int = Field(default=2, ge=1)
     keep_best: bool = False  # also the checkpoint with the best held-out accuracy
     grace_seconds: float = Field(default=120, gt=0, le=1e6)  # from a signal to the end of the step; then it exits
+    stall_seconds: float = Field(default=1800, gt=0, le=1e6)  # longest stay of a rank in one phase; then the run ends
     allow_changed: tuple[Text, ...] = ()  # recipe keys that may differ from the run that is continued
 
 

@@ -3,6 +3,7 @@
 import atexit
 import logging
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlattn.dialogues import completion_text
 from rlattn.errors import describe
+from rlattn.lockstep import Lockstep
 from rlattn.prompts import render_text
 from rlattn.rewards import Reward, score_safely
 from rlattn.rewards.worker import ScoreWorker
@@ -84,23 +86,14 @@ class RewardFunction(Guarded):
         self.token_masks: list[list[bool] | None] = []
         self.parts: list[list[Part]] = []
         # set by the trainer: this rank's rollouts -> a batch with the collective calls
-        self.batch_of: Callable[[Sequence[Rollout]], RewardBatch] | None = None
+        self.batch_of: Callable[[Sequence[Rollout]], tuple[RewardBatch, Lockstep]] | None = None
 
     def __call__(self, prompts: list, **inputs: Any) -> list[float | None]:
         masks = inputs.get("policy_mask") or [None] * len(prompts)
         rollouts = self._rollouts(prompts, inputs["completion_ids"], masks, inputs["row"])
         problem = ""
         if hasattr(self.reward, "prepare") and self.batch_of:
-            batch = self.batch_of(rollouts)
-            try:
-                notes = list(self.reward.prepare(batch))
-                if len(notes) != len(rollouts):
-                    raise ValueError(f"prepare() returned {len(notes)} notes for {len(rollouts)} rollouts")
-                rollouts = [replace(rollout, note=note) for rollout, note in zip(batch.rollouts, notes)]
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                problem = f"prepare() failed: {describe(error)}"
+            rollouts, problem = self._prepared(*self.batch_of(rollouts))
         if problem:
             results: list[tuple[float | None, str]] = [(None, problem)] * len(rollouts)
         elif self.worker:
@@ -116,6 +109,29 @@ class RewardFunction(Guarded):
             if problem:
                 values[place], problems[place] = None, problem
         return self.report(values, problems, [rollout.completion for rollout in rollouts])
+
+    def _prepared(self, batch: RewardBatch, lockstep: Lockstep) -> tuple[list[Rollout], str]:
+        """The rollouts with their notes, and what went wrong on any rank; the state is then as it was."""
+        reward: Any = self.reward
+        before, notes, problem = None, [], ""
+        try:
+            before = deepcopy(reward.state_dict()) if hasattr(reward, "state_dict") else None
+            notes = list(reward.prepare(batch))
+            if len(notes) != len(batch.rollouts):
+                raise ValueError(f"prepare() returned {len(notes)} notes for {len(batch.rollouts)} rollouts")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            problem = describe(error)
+        problem = lockstep.finish(problem)
+        if not problem:
+            return [replace(rollout, note=note) for rollout, note in zip(batch.rollouts, notes, strict=True)], ""
+        if before is not None:
+            try:
+                reward.load_state_dict(before)
+            except Exception as error:
+                problem += f"; and load_state_dict(): {describe(error)}"
+        return list(batch.rollouts), f"prepare() failed: {problem}"
 
     def _rollouts(
         self, prompts: list, completion_ids: list[list[int]], masks: list[list[bool] | None], rows: list[dict]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from rlattn.credit import schedule
 from rlattn.errors import UserError, describe
 from rlattn.generation import generate_texts
 from rlattn.lagged import LaggedPolicy
+from rlattn.lockstep import Lockstep
 from rlattn.reward_functions import Guarded, RewardFunction
 from rlattn.rewards import lags_of
 from rlattn.types import RewardBatch, Rollout
@@ -195,26 +196,27 @@ def load_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy],
 
 def _batch(
     trainer: AttentionGRPOTrainer, lagged: LaggedPolicy | None, start: LaggedPolicy | None, rollouts: Sequence[Rollout]
-) -> RewardBatch:
+) -> tuple[RewardBatch, Lockstep]:
+    lockstep = Lockstep(trainer.phases)
     first = trainer.accelerator.process_index * len(rollouts)
 
     def generate(
         prompts: list[str], *, lagged_policy: bool = False, first_policy: bool = False, **settings: Any
     ) -> list[str]:
         policy = lagged if lagged_policy else start if first_policy else None
-        return generate_texts(trainer, prompts, lagged=policy, **settings)
+        return lockstep.call(lambda: generate_texts(trainer, prompts, lagged=policy, **settings))
 
-    gather: Callable[[list[Any]], list[Any]] = gather_object
-    return RewardBatch(
+    batch = RewardBatch(
         rollouts=tuple(
             replace(rollout, group=(first + index) // trainer._group_size) for index, rollout in enumerate(rollouts)
         ),
         step=trainer.state.global_step,
-        gather=gather,
+        gather=lockstep.gather,
         generate=generate,
         decode=partial(trainer._tokenizer.decode, skip_special_tokens=False),
         log=trainer.log_value,
     )
+    return batch, lockstep
 
 
 def _padded(masks: Sequence[list[bool] | None], like_BT: Tensor, missing: bool = True) -> Tensor:

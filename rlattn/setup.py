@@ -16,6 +16,7 @@ from rlattn.distributed import start_deepspeed
 from rlattn.effort import AtEveryEffort, EffortDraw
 from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.evaluate import Example
+from rlattn.phases import Phases
 from rlattn.plugins import build_credit, build_rewards, build_task
 from rlattn.policy import PolicySource, prepare_policy
 from rlattn.progress import progress
@@ -87,7 +88,12 @@ def prepare(recipe: Recipe) -> Setup:
 
 
 def make_trainer(
-    setup: Setup, output_dir: Path, callbacks: list[Any], token_log: TokenLog | None = None, **overrides: Any
+    setup: Setup,
+    output_dir: Path,
+    callbacks: list[Any],
+    token_log: TokenLog | None = None,
+    phases: Phases | None = None,
+    **overrides: Any,
 ) -> AttentionGRPOTrainer:
     recipe, policy = setup.recipe, setup.policy
     trainer = AttentionGRPOTrainer(
@@ -108,6 +114,7 @@ def make_trainer(
         attention=recipe.attention,
         credit_options=recipe.credit.applied if recipe.credit else None,
         token_log=token_log,
+        phases=phases,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

@@ -1,6 +1,7 @@
 """One run, from a recipe to a finished run folder. `torchrun … -m rlattn.train RECIPE` trains on many ranks."""
 
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -8,11 +9,13 @@ import time
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from rlattn.callbacks import Alarms, HeldOutEvaluation, MetricsFile, Progress
 from rlattn.checkpoints import checkpoint_step
 from rlattn.closing import finish
 from rlattn.errors import UserError
+from rlattn.phases import Phases
 from rlattn.progress import duration
 from rlattn.prompts import render_text
 from rlattn.ranks import is_main, say, world_size
@@ -23,10 +26,18 @@ from rlattn.stopping import StopSignals
 from rlattn.token_log import TokenLog
 from rlattn.tracking import leave_run, lock_run, open_run, sound_checkpoint, start_run
 from rlattn.trainer import AttentionGRPOTrainer
+from rlattn.wandb_run import WandbRun, wandb_environment
+from rlattn.watchdog import Watchdog
 
 
 def train(recipe: Recipe) -> None:
     """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
+    phases = Phases()
+    with Watchdog(phases, recipe.resume.stall_seconds):
+        record(_train)(recipe, phases)  # torchrun then ends with the first error of any rank
+
+
+def _train(recipe: Recipe, phases: Phases) -> None:
     began = time.monotonic()
     if open_run(recipe) is None:
         say(
@@ -62,8 +73,12 @@ def train(recipe: Recipe) -> None:
         if tracking.token_rollouts
         else None
     )
-    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log)
+    if is_main() and "wandb" in tracking.report_to:
+        os.environ |= {k: v for k, v in wandb_environment(recipe.run_dir).items() if k not in os.environ}
+    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log, phases)
     evaluation.trainer = trainer
+    if is_main() and "wandb" in tracking.report_to:
+        trainer.add_callback(WandbRun(recipe))  # behind the token log
     if checkpoint:
         say(f"continuing from {checkpoint}")
     stop.listen()

@@ -19,6 +19,7 @@ from rlattn.checkpoints import PARTIAL
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
 from rlattn.dialogues import completion_text, trl_arguments
 from rlattn.generation import settings
+from rlattn.phases import Phases, PhaseTimes
 from rlattn.resume import EpochOrder, RestorePlace, load_place, save_durably
 from rlattn.reward_glue import (
     NO_OPTIONS,
@@ -60,6 +61,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         measure: numbers about a completion and its row, logged as `task/<name>`: a task's own `metrics`.
         keep_best: keep the checkpoint with the best held-out accuracy, besides the last `save_total_limit`.
         token_log: what keeps the tokens of sampled rollouts.
+        phases: the clock of the phases, where something else reads it too.
         stop_strings: texts that end a completion, besides the end-of-sequence token (transformers generation).
         dialogue: the task whose rows are held as dialogues; the data set then has the task's `row` beside `prompt`.
     """
@@ -75,6 +77,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         keep_best: bool = False,
         measure: Callable[[str, Any], dict[str, float]] | None = None,
         token_log: TokenLog | None = None,
+        phases: Phases | None = None,
         at_epoch: Callable[[Any, int], dict[str, Any]] | None = None,
         dialogue: DialogueTask | None = None,
         **kwargs: Any,
@@ -112,11 +115,17 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self._order: EpochOrder | None = None  # None: a streamed data set has no sampler
         self._saving = False  # into the folder of what is not whole yet
         self.keep_best = keep_best
+        self.phases = phases or Phases()
+        self.add_callback(PhaseTimes(self.phases, self.log_value))
         self._place = RestorePlace(self)
         self.add_callback(self._place)
         self._reading: Callable[[Tensor], None] | None = None  # takes the weights that the next policy forward gives
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+    def _calculate_rewards(self, *args: Any) -> Tensor:
+        with self.phases.phase("reward"):
+            return self._reward_table(*args)
+
+    def _reward_table(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         for lagged in self._lagged.values():
             lagged.refresh(self.state.global_step)
         options, names, log = self.reward_options, self.reward_func_names, self.log_value
@@ -158,7 +167,8 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self._metrics["train" if self._training else "eval"][name].append(value)
 
     def _generate(self, prompts: list) -> Any:
-        generated = super()._generate(prompts)
+        with self.phases.phase("generation"):
+            generated = super()._generate(prompts)
         self._tool_masks = generated[2]
         return generated
 
@@ -186,7 +196,8 @@ class AttentionGRPOTrainer(GRPOTrainer):
         return {**out, "advantages": shaped_BT, "credited": torch.ones_like(advantage_BT[:, 0])}
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        loss = self._credited_loss(model, inputs)
+        with self.phases.phase("training"):
+            loss = self._credited_loss(model, inputs)
         if self.token_log and self._training:
             self.token_log.see(self, inputs)
         return loss
@@ -223,7 +234,8 @@ class AttentionGRPOTrainer(GRPOTrainer):
         policy = self.accelerator.unwrap_model(model)
         with capture(policy, attention_mask, response_BN, options=self.attention) as captured:
             result = forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
-        read(self._weights(captured, result[1], logits_to_keep))
+        with self.phases.phase("credit"):
+            read(self._weights(captured, result[1], logits_to_keep))
         self._show_forward(result)
         return result
 
@@ -267,7 +279,8 @@ class AttentionGRPOTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         save = super()._save_checkpoint
-        save_durably(self, lambda: save(model, trial))
+        with self.phases.phase("checkpoint"):
+            save_durably(self, lambda: save(model, trial))
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)

@@ -238,8 +238,23 @@ def test_trackers_receive_the_run(tmp_path):
         assert seen == pytest.approx([row[name] for row in metrics(tmp_path, "run")[1:]])
     tables = [json.loads(table.read_text()) for table in file.parent.glob("files/media/table/completions_*.json")]
     assert {row[0] for table in tables for row in table["data"]} == {1, 2, 3}  # every step is kept
+    tables = [json.loads(table.read_text()) for table in file.parent.glob("files/media/table/tokens_*.json")]
+    steps = {int(path.stem.removeprefix("step-")) for path in (tmp_path / "run/tokens").iterdir()}
+    assert {row[0] for table in tables for row in table["data"]} == steps >= {1, 3}
+    assert {"weight", "waad", "fai", "token"} <= set(tables[0]["columns"])
+    views = [view.read_text() for view in file.parent.glob("files/media/html/token_view_*.html")]
+    assert len(views) == len(steps) and all("Content-Security-Policy" in view for view in views)
+    config = {item.key: item.value_json for record in written for item in record.run.config.update}
+    config |= {item.key: item.value_json for record in written for item in record.config.update}
+    assert json.loads(config["recipe"])["task"]["kind"] == "arithmetic"
     assert list((tmp_path / "run/tensorboard").rglob("events.out.*"))
     assert list((tmp_path / "trackio").rglob("mine*"))
+    longer = ("trainer.max_steps=4", "resume.allow_changed=[trainer.max_steps]")
+    again = rlattn("train", "quickstart", *SMALL, *arguments, "trainer.log_completions=true", *longer, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    folders = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
+    assert len(folders) == 2 and {folder.name.rpartition("-")[2] for folder in folders} == {about.run_id}
+    assert f"wandb sync --id {about.run_id} {folders[0]} {folders[1]}" in again.stdout
 
 
 def test_a_tasks_own_metrics_are_logged_in_training_and_evaluation(tmp_path):

@@ -9,9 +9,9 @@ STEPS, ROLLOUTS, TOKENS, LONGEST = 60, 500, 400_000, 4000  # of a report; the re
 DECIMALS = {"weight": 3, "waad": 2, "fai": 4, "entropy": 3, "advantage": 3, "logprob": 3}
 
 
-def read_tokens(run: Path, missing: list[str]) -> dict[str, Any] | None:
+def read_tokens(run: Path, missing: list[str], files: list[tuple[int, Path]] | None = None) -> dict[str, Any] | None:
     """The token view's data; None where there is nothing. What was left out or cannot be read goes to `missing`."""
-    files = token_files(run)
+    files = token_files(run) if files is None else files
     if not files:
         return None
     chosen = evenly(files, STEPS)

@@ -1,0 +1,65 @@
+"""Going on with another number of ranks, keeping the best checkpoint, and the kills of `rlattn bench resume`."""
+
+import json
+
+import pytest
+from conftest import rlattn
+
+from rlattn import bench_resume
+from rlattn.tracking import read_rows
+
+SMALL = (
+    "policy={path: tiny-reasoner, warm_start: {steps: 20, batch_size: 8}}",
+    "task={kind: arithmetic, terms: [2, 2], eval_rows: 16, train_rows: 16}",
+    "output_dir=run", "resume.allow_changed=[trainer.max_steps, trainer.per_device_train_batch_size]",
+)  # fmt: skip
+
+
+def trainer(steps, batch, **more):
+    settings = {
+        "max_steps": steps, "num_generations": 4, "per_device_train_batch_size": batch, "max_completion_length": 32,
+        "learning_rate": 1e-3, "gradient_checkpointing": False, "save_steps": 1, "eval_steps": 1,
+        "per_device_eval_batch_size": 16, **more,
+    }  # fmt: skip
+    return f"trainer={json.dumps(settings)}"
+
+
+def steps_of(run):
+    return [row["step"] for row in read_rows(run / "metrics.jsonl")]
+
+
+def test_a_run_of_two_ranks_goes_on_with_one_and_says_what_is_not_exact(tmp_path):
+    first = rlattn("train", "quickstart", *SMALL, trainer(2, 4), cwd=tmp_path, ranks=2)
+    assert first.returncode == 0, first.stderr
+    again = rlattn("train", "quickstart", *SMALL, trainer(4, 8), cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "checkpoint-2 was not written by 1 rank(s)" in again.stdout
+    assert steps_of(tmp_path / "run") == [0, 1, 2, 3, 4]
+
+
+def test_deepspeed_refuses_another_number_of_ranks_by_name(tmp_path):
+    spread = {"deepspeed": "launch/deepspeed/zero3.json"}
+    first = rlattn("train", "quickstart", *SMALL, trainer(1, 4, **spread), cwd=tmp_path, ranks=2)
+    assert first.returncode == 0, first.stderr
+    again = rlattn("train", "quickstart", *SMALL, trainer(2, 8, **spread), cwd=tmp_path)
+    assert again.returncode == 2
+    assert "trainer.deepspeed: 2 ranks wrote" in again.stderr and "Start it on 2" in again.stderr
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
+    kept = ("resume={keep_last: 1, keep_best: true}",)
+    result = rlattn("train", "quickstart", *SMALL[:3], *kept, trainer(5, 8), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if row["step"]]
+    best = max(rows, key=lambda row: (row["eval/accuracy"], row["step"]))["step"]
+    assert {path.name for path in (tmp_path / "run/checkpoints").glob("checkpoint-*")} == {
+        f"checkpoint-{s}" for s in (best, 5)
+    }
+
+
+@pytest.mark.parametrize("setting", [bench_resume.Setting(2, 2, False)], ids=str)
+def test_a_run_killed_under_deepspeed_ends_bit_for_bit_as_the_unbroken_one(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_resume, "SETTINGS", (setting,))
+    (row,) = bench_resume.bench_resume(1, 0, tmp_path, print)
+    assert row["kills"] == 1
+    assert {name: row[name] for name in bench_resume.CHECKS} == dict.fromkeys(bench_resume.CHECKS, True)

@@ -1,0 +1,86 @@
+"""Two real ranks, one of which fails, ends early or hangs: the other never waits for it."""
+
+import json
+import time
+
+import pytest
+from conftest import rlattn
+
+REWARD = """
+import os, time
+RANK = os.environ.get("RANK")
+
+class Collective:
+    total = 0
+    def prepare(self, batch):
+        self.total += 1
+        batch.gather([1])
+        if RANK == "1" and batch.step == 1:
+            {fault}
+        batch.gather([2])
+        batch.generate(["4 + 4"], max_new_tokens=2)
+        return [sum(batch.gather([3]))] * len(batch.rollouts)
+    def score(self, rollout): return float(len(rollout.completion_ids) % 3)
+    def state_dict(self): return {{"total": self.total}}
+    def load_state_dict(self, state): self.total = state["total"]
+
+from rlattn.tasks import Arithmetic
+class Failing(Arithmetic):
+    def metrics(self, completion, row):
+        if RANK == "1":
+            raise ValueError("no such metric")
+        return {{"length": len(completion)}}
+"""
+RUN = (
+    "policy={path: tiny-reasoner, warm_start: {steps: 2, batch_size: 4}}", "resume.stall_seconds=8",
+    "rewards={collective: {python: 'own:Collective'}}", "rewards.max_failed_share=1",
+    "task={kind: arithmetic, terms: [2, 2], eval_rows: 4, train_rows: 8}",
+    "trainer={max_steps: 3, num_generations: 4, per_device_train_batch_size: 4, max_completion_length: 8,"
+    " learning_rate: 1e-3, gradient_checkpointing: false, save_steps: 3, per_device_eval_batch_size: 8}",
+)  # fmt: skip
+
+
+def run(folder, fault, *more, ranks=2):
+    (folder / "own.py").write_text(REWARD.format(fault=fault))
+    return rlattn("train", "quickstart", *RUN, "output_dir=run", *more, cwd=folder, ranks=ranks)
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [("raise ValueError('boom')", "rank 1: ValueError: boom"), ("return [1] * 4", "different numbers of collective")],
+)
+def test_a_prepare_that_fails_on_one_rank_is_neutral_on_all_and_the_run_goes_on(tmp_path, fault, problem):
+    result = run(tmp_path, fault)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["rewards/collective/failed"] for row in rows[1:]] == [0, 8, 0]
+    assert problem in result.stderr
+    stored = json.loads((tmp_path / "run/checkpoints/checkpoint-3/rewards.json").read_text())
+    assert stored == {"collective": {"total": 2}}  # of the two batches that were prepared
+    phases = {"generation", "reward", "credit", "training"}
+    for row in rows[1:]:
+        assert {f"time/{phase}" for phase in phases} <= row.keys()
+        assert all(0 < row[f"time/{phase}"] <= row[f"time/{phase}_slowest"] for phase in phases)
+        assert sum(row[f"time/{phase}"] for phase in phases) < 1.5 * row["time/step"]
+
+
+def test_an_error_on_one_rank_ends_the_other_and_is_told_last(tmp_path):
+    began = time.monotonic()
+    result = run(tmp_path, "pass", "task={python: 'own:Failing', terms: [2, 2], eval_rows: 4, train_rows: 8}")
+    assert result.returncode != 0
+    assert "rlattn (rank 0): rank 1 failed in setup: ValueError: no such metric" in result.stderr
+    assert "no such metric" in result.stderr[result.stderr.rindex("Root Cause") :]
+    assert time.monotonic() - began < 90  # far below the 1,800 s after which torch itself would have given up
+
+
+@pytest.mark.parametrize(("ranks", "said"), [(2, "rank 1 is in reward; the others wait for it"), (1, "does not end")])
+def test_a_rank_that_hangs_ends_the_run_and_is_named(tmp_path, ranks, said):
+    fault = "time.sleep(1000)"
+    if ranks == 1:
+        (tmp_path / "own.py").write_text(REWARD.format(fault=fault).replace('RANK == "1"', "True"))
+        result = rlattn("train", "quickstart", *RUN, "output_dir=run", cwd=tmp_path)
+    else:
+        result = run(tmp_path, fault)
+    assert result.returncode != 0
+    assert "no progress for" in result.stderr
+    assert said in result.stderr
