@@ -15,6 +15,7 @@ from rlattn.callbacks import Alarms, HeldOutEvaluation, MetricsFile, Progress
 from rlattn.checkpoints import checkpoint_step
 from rlattn.closing import finish
 from rlattn.errors import UserError
+from rlattn.live import LiveTable
 from rlattn.phases import Phases
 from rlattn.progress import duration
 from rlattn.prompts import render_text
@@ -66,7 +67,9 @@ def _train(recipe: Recipe, phases: Phases) -> None:
     stop = StopSignals(recipe.resume.grace_seconds)
     callbacks = [evaluation, MetricsFile(recipe.run_dir), stop]
     if is_main():
-        callbacks += [Alarms(recipe.run_dir), Progress(evaluation)]
+        callbacks.append(Alarms(recipe.run_dir))
+    shown = (LiveTable() if sys.stderr.isatty() else Progress(evaluation)) if is_main() else None
+    callbacks += [shown] if shown else []
     tracking = recipe.tracking
     token_log = (
         TokenLog(recipe.run_dir, rollouts=tracking.token_rollouts, every=tracking.token_every, seed=recipe.seed)
@@ -77,6 +80,8 @@ def _train(recipe: Recipe, phases: Phases) -> None:
         os.environ |= {k: v for k, v in wandb_environment(recipe.run_dir).items() if k not in os.environ}
     trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log, phases)
     evaluation.trainer = trainer
+    if isinstance(shown, LiveTable):
+        shown.trainer = trainer
     if is_main() and "wandb" in tracking.report_to:
         trainer.add_callback(WandbRun(recipe))  # behind the token log
     if checkpoint:

@@ -139,6 +139,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         for name, count in check_failures(self, len(rewards_BK), options.max_failed_share).items():
             log(name, count)
         log("completions/duplicates", self._duplicates(completion_ids_list))
+        self.latest_completion = completion_ids_list[0]
         for name, neutral in zip(names, rewards_BK.isnan().sum(dim=0).tolist(), strict=True):
             log(f"rewards/{name}/neutral", neutral)
         gates = {names.index(gated): names.index(required) for gated, required in options.requires.items()}
