@@ -51,6 +51,8 @@ for file in sorted(Path("launch/deepspeed").glob("*.json")):
     stages[file.stem] = engine.zero_optimization_stage(), engine.world_size
 if torch.distributed.get_rank() == 0:
     Path(sys.argv[1]).write_text(json.dumps(stages))
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 FAKE_SRUN = """
