@@ -1,17 +1,17 @@
 """The command line. Nothing heavy is imported before a command needs it."""
 
-import logging
 import os
 import shlex
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from rlattn.errors import UserError
+from rlattn.evaluation.command import evaluate
+from rlattn.quiet import quiet
 
 RANK_PATIENCE = 10.0  # seconds
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure speed, as ratios, both sides in one run.")
 app.add_typer(bench, name="bench")
+app.command("eval")(evaluate)
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None,
@@ -89,7 +90,7 @@ def train(
         arguments = [recipe, *(overrides or []), *(["--dry-run"] if dry_run else [])]
         grace, on_gpus = parsed.resume.grace_seconds, not parsed.trainer.get("use_cpu")
         sys.exit(launch(arguments, ranks=started, grace_seconds=grace, on_gpus=on_gpus))
-    _quiet()
+    quiet()
     from rlattn import train as training
 
     (training.dry_run if dry_run else training.train)(parsed)
@@ -154,7 +155,7 @@ def export(
 
     target = out or run / "export"
     exporting.check_export(run, target, merge=merge)
-    _quiet()
+    quiet()
     folder = exporting.export(run, target, merge=merge, push=push)
     print(f"exported to {folder}" + (f" and https://huggingface.co/{push}" if push else ""))
     print(f"Next: AutoModelForCausalLM.from_pretrained('{folder}')")
@@ -193,7 +194,7 @@ def inspect(
     make_folder(output)
     if not expanded(model).is_dir():
         go_offline_if_unreachable()
-    _quiet()
+    quiet()
     from rlattn.inspection.report import make_report, write_outputs
     from rlattn.inspection.rhythm import read_rhythms
     from rlattn.inspection.terminal import show
@@ -253,7 +254,7 @@ def bench_step(
     steps: Annotated[int, typer.Option(min=1, help="Training steps a measurement.")] = 6,
 ) -> None:
     """One training step, without and with credit, against plain TRL's; on the CPU, in turn."""
-    _quiet()
+    quiet()
     from rlattn.bench import bench_step as measure
 
     measure(rounds, steps, print)
@@ -285,6 +286,28 @@ def bench_attention(
         json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
+@bench.command("ranks")
+def bench_ranks(
+    rounds: Annotated[int, typer.Option(min=1, help="How often each number of ranks is measured.")] = 3,
+    steps: Annotated[int, typer.Option(min=3, help="Training steps a measurement.")] = 8,
+) -> None:
+    """One step on 1 and on 2 ranks, phase by phase, and the share that does not scale; on the CPU, in turn."""
+    import tempfile
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from rlattn.bench_ranks import bench_ranks as measure
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(rounds, steps, Path(folder))
+    table = Table("phase", "1 rank, s", "2 ranks, s", "share that does not scale")
+    for row in rows:
+        share = "-" if row["unscaled"] is None else f"{100 * row['unscaled']:.0f} %"
+        table.add_row(row["phase"], f"{row['1 rank']:.3f}", f"{row['2 ranks']:.3f}", share)
+    Console().print(table)
+
+
 @bench.command("resume")
 def bench_resume(
     kills: Annotated[int, typer.Option(min=1, max=1000, help="SIGKILLs in all, spread over the settings.")] = 40,
@@ -305,24 +328,6 @@ def bench_resume(
     Console().print(table)
     if not all(row[name] for row in rows for name in CHECKS):
         raise typer.Exit(1)
-
-
-def _quiet() -> None:
-    """Keeps other libraries' chatter off the terminal; rlattn's own warnings stay."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|trl|peft|datasets)\b")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed otherwise warns that it found no other
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

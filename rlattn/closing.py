@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlattn.dialogues import greedy_dialogues_hf
+from rlattn.dialogues import plain_dialogues
 from rlattn.effort import by_effort
 from rlattn.evaluate import Evaluation, Example, in_dialogue, in_one_turn, score_greedy, summarise
-from rlattn.generation import greedy_hf
+from rlattn.generation import write_hf
 from rlattn.progress import duration, progress
 from rlattn.ranks import say
 from rlattn.recipe import Recipe
@@ -83,12 +83,13 @@ def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
 
     def converse(examples: Sequence[Example]) -> list[tuple[list[int], list[bool]]]:
         task: Any = setup.task
-        return greedy_dialogues_hf(model, tokenizer, task, examples, most_tokens=most_tokens, template_kwargs=kwargs)
+        turn = partial(write_hf, model, tokenizer, max_new_tokens=task.turn_tokens)
+        return plain_dialogues(turn, tokenizer, task, examples, most_tokens=most_tokens, template_kwargs=kwargs)
 
     if isinstance(setup.task, DialogueTask):
         generate = in_dialogue(converse, tokenizer)
     else:
-        write = partial(greedy_hf, model, tokenizer, max_new_tokens=most_tokens)
+        write = partial(write_hf, model, tokenizer, max_new_tokens=most_tokens)
         generate = in_one_turn(write, tokenizer, kwargs)
     outcomes, _ = score_greedy(
         generate,

@@ -23,7 +23,7 @@ from trl.chat_template_utils import (
 )
 
 from rlattn.errors import UserError, describe
-from rlattn.generation import apart, generate_turn, greedy_hf, settings
+from rlattn.generation import apart, generate_turn, settings
 from rlattn.prompts import decode, render_ids
 from rlattn.tasks import DialogueTask, Row
 from rlattn.transcript import runs, write_transcript
@@ -162,8 +162,8 @@ def greedy_dialogues(
     return [(dialogue.completion_ids, dialogue.policy_mask) for dialogue in dialogues]
 
 
-def greedy_dialogues_hf(
-    model: Any,
+def plain_dialogues(
+    write: Callable[[list[list[int]]], list[list[int]]],
     tokenizer: PreTrainedTokenizerBase,
     task: DialogueTask,
     examples: Sequence[Example],
@@ -171,13 +171,13 @@ def greedy_dialogues_hf(
     most_tokens: int,
     template_kwargs: dict[str, Any],
 ) -> list[tuple[list[int], list[bool]]]:
-    """The same, in free text, from a plain model."""
+    """The same, in free text, without a trainer: `write` gives one turn a prompt, as token ids."""
     dialogues = [
         Dialogue(prompt_ids=render_ids(tokenizer, example["prompt"], template_kwargs), row=example["row"])
         for example in examples
     ]
     hold(
-        lambda prompt_ids: (greedy_hf(model, tokenizer, prompt_ids, max_new_tokens=task.turn_tokens), None),
+        lambda prompt_ids: (write(prompt_ids), None),
         tokenizer,
         task,
         dialogues,

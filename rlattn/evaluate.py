@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlattn.dialogues import completion_text, greedy_dialogues
 from rlattn.effort import effort_text, thought_tokens
+from rlattn.evaluation.statistics import wilson_interval
 from rlattn.generation import generate_greedy
 from rlattn.prompts import decode, render_ids, render_text
 from rlattn.tasks import DialogueTask, Row, Task
@@ -205,13 +206,3 @@ def summarise(outcomes: Sequence[Outcome]) -> Evaluation:
         mean_length=fmean(outcome.tokens for outcome in outcomes),
         measured={name: fmean(o.measured[name] for o in outcomes if name in o.measured) for name in names} | by_effort,
     )
-
-
-def wilson_interval(right: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a share (Wilson 1927): honest near 0 and 1, where the normal one is not."""
-    share = right / count
-    centre = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    low, high = ((centre + sign * spread) / (1 + z * z / count) for sign in (-1, 1))
-    # exact at the ends, where rounding would leave 1e-17
-    return (0.0 if right == 0 else low), (1.0 if right == count else high)

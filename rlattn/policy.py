@@ -5,8 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlattn.attention.heads import layer_types
 from rlattn.errors import UserError, describe
@@ -63,6 +70,17 @@ def prepare_policy(policy: Policy, task: Task, progress: Callable[..., None] | N
         },
         peft_config=_lora(policy),
     )
+
+
+def load_model(path: str, option: str) -> PreTrainedModel:
+    """A folder's or hub id's weights, an adapter's over its base, to read and not to train; on the GPU where there is
+    one, in the dtype they are stored in. Raises UserError that names `option`.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=False)
+    except Exception as error:
+        raise UserError(option, f"{path} holds no loadable weights: {describe(error)[:200]}") from None
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_tiny_policy(policy: Policy, task: Task, progress: Callable[..., None] | None = None) -> Path:

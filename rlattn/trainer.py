@@ -18,7 +18,7 @@ from rlattn.attention.capture import Capture, batch_heads, capture
 from rlattn.checkpoints import PARTIAL
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
 from rlattn.dialogues import completion_text, trl_arguments
-from rlattn.generation import settings
+from rlattn.generation import settings, stop_at
 from rlattn.phases import Phases, PhaseTimes
 from rlattn.resume import EpochOrder, RestorePlace, load_place, save_durably
 from rlattn.reward_glue import (
@@ -365,22 +365,12 @@ class AttentionGRPOTrainer(GRPOTrainer):
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
-        """Adds a stopping criterion to the policy's generate, which TRL calls without one.
-
-        transformers' own `stop_strings` cannot read every tokenizer; decoding the last few tokens can.
-        """
+        """Adds a stopping criterion to the policy's generate, which TRL calls without one."""
         policy = self.accelerator.unwrap_model(self.model_wrapped)
         generate: Callable = policy.generate
-        tail = max(len(text) for text in self.stop_strings) + 1  # a token has at least one character
 
         def generate_until(*args: Any, input_ids: torch.Tensor, **kwargs: Any) -> Any:
-            prompt_length = input_ids.shape[1]
-
-            def stopped(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-                texts = self._tokenizer.batch_decode(ids[:, max(prompt_length, ids.shape[1] - tail) :])
-                ends = [any(stop in text for stop in self.stop_strings) for text in texts]
-                return torch.tensor(ends, device=ids.device)
-
+            stopped = stop_at(self._tokenizer, self.stop_strings, input_ids.shape[1])
             return generate(*args, input_ids=input_ids, stopping_criteria=StoppingCriteriaList([stopped]), **kwargs)
 
         policy.generate = generate_until

@@ -68,6 +68,7 @@ def test_it_runs_from_an_empty_folder(installed, tmp_path):
         "check",
         "recipes",
         "score",
+        "eval",
         "inspect",
         "export",
         "report",

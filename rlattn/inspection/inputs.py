@@ -86,30 +86,26 @@ def _text(row: Mapping[str, Any], where: str) -> Text:
     return Text(where=where, prompt=row["prompt"], response=row[column])
 
 
-def check_model_path(model: str) -> None:
+def check_model_path(model: str, option: str = "--model") -> None:
     """Raises UserError where `model` is neither a model's folder nor anything that could be a hub id."""
     if model == TINY_POLICY:
-        raise UserError(
-            "--model", f"{TINY_POLICY} is made in a run.", "Name its folder, such as runs/quickstart/model."
-        )
+        raise UserError(option, f"{TINY_POLICY} is made in a run.", "Name its folder, such as runs/quickstart/model.")
     folder = expanded(model)
     if not is_there(folder):
         siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         local = folder.parent != Path() and bool(siblings)  # a typo in a path rather than a hub id
         if local or not is_hub_id(model):
-            raise UserError("--model", f"no folder '{model}'.", did_you_mean(folder.name, siblings) if local else "")
+            raise UserError(option, f"no folder '{model}'.", did_you_mean(folder.name, siblings) if local else "")
         return
     if not folder.is_dir():
-        raise UserError("--model", f"{model} is a file.", "Expected a model's folder or a hub id.")
+        raise UserError(option, f"{model} is a file.", "Expected a model's folder or a hub id.")
     adapter = (folder / "adapter_config.json").is_file()
     if not adapter and not (folder / "config.json").is_file():
         inner = folder / "model"
         fix = f"Did you mean {inner}?" if inner.is_dir() else "Name a folder saved by save_pretrained."
-        raise UserError("--model", f"{model} has no config.json.", fix)
+        raise UserError(option, f"{model} has no config.json.", fix)
     if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
-        raise UserError(
-            "--model", f"{model} has no tokenizer.", f"Save it there: tokenizer.save_pretrained('{model}')."
-        )
+        raise UserError(option, f"{model} has no tokenizer.", f"Save it there: tokenizer.save_pretrained('{model}').")
 
 
 def make_folder(output: Path) -> None:
@@ -120,7 +116,7 @@ def make_folder(output: Path) -> None:
         raise UserError("--output", f"{output} cannot be a folder: {describe(error)}.", "Name another.") from None
 
 
-def load_config(model: str) -> PreTrainedConfig:
+def load_config(model: str, option: str = "--model") -> PreTrainedConfig:
     """The model's configuration; of an adapter, its base model's. Raises UserError where there is none."""
     from transformers import AutoConfig
 
@@ -132,46 +128,50 @@ def load_config(model: str) -> PreTrainedConfig:
             model = str(PeftConfig.from_pretrained(model).base_model_name_or_path)
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:
-        raise _unreadable(model, error) from None
+        raise _unreadable(model, error, option) from None
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, option: str = "--model") -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:
         if expanded(model).is_dir():
-            raise UserError("--model", f"{model} has no readable tokenizer: {describe(error)[:200]}") from None
-        raise _unreadable(model, error) from None
+            raise UserError(option, f"{model} has no readable tokenizer: {describe(error)[:200]}") from None
+        raise _unreadable(model, error, option) from None
 
 
-def check_architecture(model: str, config: PreTrainedConfig, options: AttentionOptions) -> None:
+def check_decoder_only(model: str, config: PreTrainedConfig, option: str = "--model") -> None:
+    """Raises UserError unless this is a language model that writes text from left to right."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    if config.is_encoder_decoder:
+        raise _refused(model, config, "is an encoder-decoder", option)
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise _refused(model, config, "is an encoder: its tokens see later ones", option)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise _refused(model, config, "is no language model that writes text from left to right", option)
+
+
+def check_architecture(
+    model: str, config: PreTrainedConfig, options: AttentionOptions, option: str = "--model"
+) -> None:
     """Raises UserError unless this is a decoder-only model with attention to read in the layers asked for.
 
     Builds the model without weights: its structure tells what its configuration may not. Cost: a second or less.
     """
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     from rlattn.attention.capture import attention_layers, decoder_layers, text_decoder
 
-    def refuse(what: str) -> UserError:
-        fix = "Expected a decoder-only language model."
-        return UserError("--model", f"{model} ({config.model_type}) {what}.", fix)
-
-    if config.is_encoder_decoder:
-        raise refuse("is an encoder-decoder")
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        raise refuse("is an encoder: its tokens see later ones")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise refuse("is no language model that writes text from left to right")
+    check_decoder_only(model, config, option)
     try:
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise UserError("--model", f"{model} has a damaged config.json: {describe(error)[:200]}") from None
+        raise UserError(option, f"{model} has a damaged config.json: {describe(error)[:200]}") from None
     try:
         decoder = text_decoder(empty)
         usable = attention_layers(decoder)
@@ -180,7 +180,7 @@ def check_architecture(model: str, config: PreTrainedConfig, options: AttentionO
     except ValueError:
         readable = False
     if not readable:
-        raise refuse("has no full-attention layer whose queries and keys can be read")
+        raise _refused(model, config, "has no full-attention layer whose queries and keys can be read", option)
     if options.layers is None:
         return
     count = len(decoder_layers(decoder))
@@ -206,15 +206,19 @@ def attention_options(layers: str | None, window: int, horizon: tuple[int, int])
         raise UserError(f"--{key}", f"{problem}.") from None
 
 
+def _refused(model: str, config: PreTrainedConfig, what: str, option: str) -> UserError:
+    return UserError(option, f"{model} ({config.model_type}) {what}.", "Expected a decoder-only language model.")
+
+
 def _usable(layers: Sequence[int]) -> str:
     return f"Those that have: {', '.join(map(str, layers[:20]))}{', …' if len(layers) > 20 else ''}."
 
 
-def _unreadable(model: str, error: Exception) -> UserError:
+def _unreadable(model: str, error: Exception, option: str) -> UserError:
     if expanded(model).is_dir():
-        return UserError("--model", f"{model} has no readable config.json: {describe(error)[:200]}")
+        return UserError(option, f"{model} has no readable config.json: {describe(error)[:200]}")
     return UserError(
-        "--model",
+        option,
         f"'{model}' is neither a local folder nor a model the hub gives.",
         "Check its name and the network; a gated model needs `hf auth login`.",
     )

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlattn.attention.capture import capture, token_entropy
 from rlattn.attention.heads import average_over, receiver_heads
 from rlattn.errors import UserError, describe
 from rlattn.inspection.inputs import Text, check_architecture, load_config, load_tokenizer
+from rlattn.policy import load_model
 from rlattn.progress import progress
 from rlattn.prompts import chat_or_plain, render_ids
 from rlattn.recipe import Policy
@@ -79,7 +80,7 @@ def read_rhythms(
     encoded = [_encode(tokenizer, text, style) for text in texts]
     for one in encoded:
         _check_ids(one, model_path, context, text_config.vocab_size)
-    model = _load(model_path)
+    model = load_model(model_path, "--model")
     encoded = [one if one.response_ids else _write(model, one, max_new_tokens, context) for one in encoded]
     rhythms = []
     with progress("texts", len(encoded)) as update:
@@ -123,15 +124,6 @@ def _check_ids(one: Encoded, model_path: str, context: int | None, vocabulary: i
     if largest >= vocabulary:
         problem = f"{model_path} has a tokenizer that gives id {largest}, and a model that knows {vocabulary} ids."
         raise UserError("--model", problem, "They do not belong together.")
-
-
-def _load(model_path: str) -> PreTrainedModel:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto", trust_remote_code=False)
-    except Exception as error:
-        raise UserError("--model", f"{model_path} holds no loadable weights: {describe(error)[:200]}") from None
-    return model.eval().to(device)
 
 
 @torch.no_grad()

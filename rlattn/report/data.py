@@ -33,7 +33,11 @@ CURVES = (
     ("Effort", "Rollouts within their effort", ("effort/*/within",)),
     ("Self-monitor", "Flagged", ("self_monitor/flag_rate", "self_monitor/held_out_flag_rate")),
     ("Self-monitor", "Called safe", ("self_monitor/safe", "self_monitor/own_safe")),
-    ("Self-monitor", "Against the task's truth", ("self_monitor/precision", "self_monitor/*recall")),
+    (
+        "Self-monitor",
+        "Against the task's truth",
+        ("self_monitor/precision", "self_monitor/recall", "self_monitor/held_out_recall"),
+    ),
     ("Self-monitor", "Lambda", ("self_monitor/lambda",)),
     ("Task", "", ("task/*",)),
     ("Credit", "", ("credit/*",)),

@@ -67,8 +67,8 @@ function chart(curve) {
     "aria-label": `${curve.title}, ${curve.x || "step"} ${xs[0]} to ${xs[xs.length - 1]}. Arrow keys read values.` });
   for (const y of ticks(y0, y1, 4))
     svg.append(el("line", { class: "grid", x1: L, x2: W - R, y1: Y(y), y2: Y(y) }), el("text", { class: "tick", x: L - 5, y: Y(y) + 3, "text-anchor": "end" }, show(y)));
-  for (const x of ticks(x0, x1, 5).filter(Number.isInteger))
-    svg.append(el("text", { class: "tick", x: X(x), y: H - 5, "text-anchor": "middle" }, String(x)));
+  for (const x of ticks(x0, x1, 5).filter((at) => curve.x || Number.isInteger(at)))
+    svg.append(el("text", { class: "tick", x: X(x), y: H - 5, "text-anchor": "middle" }, show(x)));
   series.forEach((one, i) => {
     const color = `var(--s${i % 6})`;
     if (one.band) {

@@ -72,22 +72,26 @@ class ExternalMonitor:
 
     def _ask_endpoint(self, prompt: str, thought: str) -> str:
         content = f"{INSTRUCTION}\n\n# Task\n{prompt}\n\n# Thoughts\n{thought}"
-        body = {"model": self.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
-        headers = {"Content-Type": "application/json"}
-        if self.api_key_env:
-            headers["Authorization"] = f"Bearer {os.environ[self.api_key_env]}"
-        address = f"{str(self.url).rstrip('/')}/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        # a redirect would carry the key to another host
-        opener = urllib.request.build_opener(_NoRedirect)
-        with opener.open(request, timeout=self.timeout) as response:
-            text = json.load(response)["choices"][0]["message"]["content"]
-        labels = LABEL.findall(text or "")
+        text = ask_endpoint(str(self.url), self.model, self.api_key_env, content, timeout=self.timeout)
+        labels = LABEL.findall(text)
         return labels[0].lower() if len(labels) == 1 else "malformed"
 
 
+def ask_endpoint(url: str, model: str, api_key_env: str | None, content: str, *, timeout: float) -> str:
+    """What an OpenAI-compatible endpoint answers to one message, at temperature 0. Raises what urllib or JSON raise."""
+    body = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0}
+    headers = {"Content-Type": "application/json"}
+    if api_key_env:
+        headers["Authorization"] = f"Bearer {os.environ[api_key_env]}"
+    request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
+    # a redirect would carry the key to another host
+    opener = urllib.request.build_opener(_NoRedirect)
+    with opener.open(request, timeout=timeout) as response:
+        return json.load(response)["choices"][0]["message"]["content"] or ""
+
+
 def ask_all(
-    ask: Callable[[str, str], Any], questions: Sequence[tuple[str, str]], *, timeout: float, workers: int
+    ask: Callable[..., Any], questions: Sequence[tuple[str, ...]], *, timeout: float, workers: int
 ) -> tuple[list[str | None], str]:
     """`ask(*question)` of every question, as text, in threads of their own; None for what raises or comes too late."""
     answers: list[str | None] = [None] * len(questions)

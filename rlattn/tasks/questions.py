@@ -142,6 +142,7 @@ class Questions:
             "gain_share": gain / greedy_gain(self.space, self.questions),
             "attributes_right": sum(written.get(name) == value for name, value in true.items()) / len(true),
             "opened_best": float(bool(turns) and turns[0].attribute == greedy_order(self.space)[0]),
+            "resolved_attributes": float(sum(turn.resolved for turn in turns)),
             "turns": float(len(asked)),
             "malformed": float(sum(turn.kind == "malformed" for turn in turns)),
             "unparsed": float(sum(turn.problem == "unparsed" for turn in turns)),

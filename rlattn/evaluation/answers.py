@@ -1,0 +1,283 @@
+"""Glue: a model on the disk or the hub answers items, batch by batch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlattn.dialogues import check_dialogues, completion_text, plain_dialogues
+from rlattn.effort import thought_tokens
+from rlattn.errors import UserError, describe
+from rlattn.evaluate import Example
+from rlattn.evaluation.plan import Item, Plan
+from rlattn.evaluation.subjects import Subject
+from rlattn.generation import end_tokens, write_hf
+from rlattn.inspection.inputs import check_decoder_only, load_config, load_tokenizer
+from rlattn.policy import load_model, make_tiny_policy
+from rlattn.progress import progress
+from rlattn.prompts import chat_or_plain, decode, render_ids
+from rlattn.recipe import TINY_POLICY, Policy
+from rlattn.setup import taught_task
+from rlattn.tasks import DialogueTask, Task
+from rlattn.types import Messages
+
+SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One completion of one item, and what the task says of it."""
+
+    item: Item
+    sample: int
+    text: str
+    """Of a dialogue the transcript."""
+    tokens: int
+    """Of the policy's own."""
+    thought: int
+    """Tokens of the `<think>` block; 0 in a dialogue."""
+    cut: bool
+    """Whether it reached the length limit before its end."""
+    right: float
+    measured: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """One greedy completion, whatever it was asked for."""
+
+    ids: list[int]
+    text: str
+    cut: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model that can answer, and how it is asked."""
+
+    name: str
+    path: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    policy: Policy
+    context: int | None
+    plan: Plan
+
+    def prompt_ids(self, prompt: str | Messages) -> list[int]:
+        """A prompt as a task wrote it, as the model reads it."""
+        return list(render_ids(self.tokenizer, chat_or_plain(prompt, self.policy), self.plan.template_kwargs))
+
+    def write(
+        self, prompt_ids: list[list[int]], *, max_new_tokens: int | None = None, temperature: float = 0.0
+    ) -> list[list[int]]:
+        """One completion a prompt, as token ids up to and with the end token."""
+        trainer = self.plan.recipe.trainer
+        return write_hf(
+            self.model,
+            self.tokenizer,
+            prompt_ids,
+            max_new_tokens=max_new_tokens or self.plan.max_new_tokens,
+            temperature=temperature,
+            stop_strings=self.policy.stop_strings,
+            **{name: trainer[name] for name in SAMPLING if trainer.get(name) is not None},
+        )
+
+
+def load(subject: Subject, plan: Plan, option: str) -> Loaded:
+    """Loads a model, once everything that its configuration and tokenizer tell has been checked.
+
+    Raises:
+        UserError: it is no decoder-only model, cannot be asked this way, or its context is too short.
+    """
+    path = subject.path
+    if path == TINY_POLICY:
+        path = str(_tiny(plan))
+    config, tokenizer = load_config(path, option), load_tokenizer(path, option)
+    check_decoder_only(path, config, option)
+    policy = plan.recipe.policy
+    if policy.prompt_style == "chat" and tokenizer.chat_template is None:
+        if not plan.own_data:
+            raise UserError(option, f"{subject.name} has no chat template.", "Add policy.prompt_style=plain.")
+        policy = policy.model_copy(update={"prompt_style": "plain"})
+    if isinstance(plan.task, DialogueTask):
+        check_dialogues(plan.task, tokenizer, plan.template_kwargs)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    _check_prompts(subject, plan, tokenizer, policy, context)
+    return Loaded(
+        name=subject.name,
+        path=path,
+        model=load_model(path, option),
+        tokenizer=tokenizer,
+        policy=policy,
+        context=context,
+        plan=plan,
+    )
+
+
+def answer_items(loaded: Loaded, keep: Callable[[dict[str, Any]], None]) -> list[Answer]:
+    """Every item's answers, `keep` called with a row for each as soon as it is there.
+
+    Cost: one completion an item and sample.
+    """
+    plan = loaded.plan
+    task: Any = plan.task
+    measure: Callable[..., dict[str, float]] = getattr(task, "metrics", lambda completion, row: {})
+    jobs = [(item, sample) for item in plan.items for sample in range(plan.samples)]
+    torch.manual_seed(plan.recipe.seed)
+    complete = _in_dialogue if isinstance(task, DialogueTask) else _in_one_turn
+    answers: list[Answer] = []
+    with progress(loaded.name, len(jobs)) as update, memory_named(plan):
+        for batch in batches(jobs, plan.batch_size):
+            for (item, sample), written in zip(batch, complete(loaded, [item for item, _ in batch]), strict=True):
+                text = written["text"]
+                right = float(task.verify(text, item.row))
+                answer = Answer(item=item, sample=sample, right=right, measured=measure(text, item.row), **written)
+                answers.append(answer)
+                keep(_row(answer, task))
+            share = sum(answer.right >= 1 for answer in answers) / len(answers)
+            update(len(answers), f"{100 * share:.1f} % right")
+    return answers
+
+
+def write_all(
+    loaded: Loaded, prompts: Sequence[str | Messages], label: str, most_tokens: int | None = None
+) -> list[Written]:
+    """One greedy completion a prompt, for the probes.
+
+    Raises:
+        UserError: a prompt and an answer do not fit into the model's context.
+    """
+    limit = most_tokens or loaded.plan.max_new_tokens
+    ids = [loaded.prompt_ids(prompt) for prompt in prompts]
+    longest = max(len(one) for one in ids)
+    if loaded.context is not None:
+        limit = min(limit, loaded.context - longest) if most_tokens else limit
+        if limit < 1 or longest + limit > loaded.context:
+            raise _too_long(loaded.name, limit, longest, loaded.context)
+    found: list[Written] = []
+    with progress(label, len(ids)) as update, memory_named(loaded.plan):
+        for batch in batches(ids, loaded.plan.batch_size):
+            for one in loaded.write(list(batch), max_new_tokens=limit):
+                text, cut = decode(loaded.tokenizer, one), is_cut(loaded, one, limit)
+                found.append(Written(ids=one, text=text, cut=cut))
+            update(len(found), f"{sum(one.cut for one in found)} cut")
+    return found
+
+
+def batches(jobs: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(jobs), size):
+        yield jobs[start : start + size]
+
+
+@contextmanager
+def memory_named(plan: Plan) -> Iterator[None]:
+    """A GPU that is too small is a setting's fault, not a traceback."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        problem = f"{plan.batch_size} answers at once do not fit into the GPU's memory."
+        raise UserError("trainer.per_device_eval_batch_size", problem, "Add it with a smaller number.") from None
+
+
+def _row(answer: Answer, task: Task) -> dict[str, Any]:
+    item = answer.item
+    return {
+        "row": item.index + 1,
+        "sample": answer.sample,
+        "effort": item.effort,
+        "prompt": item.prompt,
+        "completion": answer.text,
+        "gold": task.gold(item.row),
+        "right": answer.right,
+        "tokens": answer.tokens,
+        "thought_tokens": answer.thought,
+        "cut": answer.cut,
+        "metrics": answer.measured,
+    }
+
+
+def _in_one_turn(loaded: Loaded, items: Sequence[Item]) -> list[dict[str, Any]]:
+    plan, tokenizer = loaded.plan, loaded.tokenizer
+    written = loaded.write([loaded.prompt_ids(item.prompt) for item in items], temperature=plan.temperature)
+    spell: Any = partial(tokenizer.decode, skip_special_tokens=False)
+    return [
+        {
+            "text": decode(tokenizer, ids),
+            "tokens": len(ids),
+            "thought": thought_tokens(ids, spell),
+            "cut": is_cut(loaded, ids, plan.max_new_tokens),
+        }
+        for ids in written
+    ]
+
+
+def _in_dialogue(loaded: Loaded, items: Sequence[Item]) -> list[dict[str, Any]]:
+    plan, tokenizer = loaded.plan, loaded.tokenizer
+    task: Any = plan.task
+    examples = [Example(prompt=chat_or_plain(item.prompt, loaded.policy), row=item.row) for item in items]
+    held = plain_dialogues(
+        partial(loaded.write, max_new_tokens=task.turn_tokens, temperature=plan.temperature),
+        tokenizer,
+        task,
+        examples,
+        most_tokens=plan.max_new_tokens,
+        template_kwargs=plan.template_kwargs,
+    )
+    return [
+        {
+            "text": completion_text(tokenizer, ids, own),
+            "tokens": sum(own),
+            "thought": 0,
+            "cut": is_cut(loaded, ids, plan.max_new_tokens),
+        }
+        for ids, own in held
+    ]
+
+
+def is_cut(loaded: Loaded, ids: list[int], limit: int) -> bool:
+    return len(ids) >= limit and ids[-1] not in end_tokens(loaded.model, loaded.tokenizer)
+
+
+def _tiny(plan: Plan) -> Path:
+    assert plan.task is not None
+    task = taught_task(plan.recipe, plan.task)
+    with ExitStack() as stack:
+        update: Callable[[int, str], None] | None = None
+
+        def show(step: int, steps: int, loss: float) -> None:
+            nonlocal update
+            update = update or stack.enter_context(progress("warm start", steps, start=step - 1))
+            update(step, f"loss {loss:.3f}")
+
+        return make_tiny_policy(plan.recipe.policy, task, show)
+
+
+def _check_prompts(
+    subject: Subject, plan: Plan, tokenizer: PreTrainedTokenizerBase, policy: Policy, context: int | None
+) -> None:
+    """Every prompt must be one that the chat template takes, and leave room for an answer."""
+    longest = 0
+    for item in plan.items:
+        where = f"row {item.index + 1}"
+        if not isinstance(item.prompt, str) and tokenizer.chat_template is None:
+            problem = f"holds chat messages, and {subject.name} has no chat template."
+            raise UserError(where, problem, "Use text prompts.")
+        try:
+            ids = render_ids(tokenizer, chat_or_plain(item.prompt, policy), plan.template_kwargs)
+        except Exception as error:  # a chat template is a program of the model's
+            fix = "Try policy.prompt_style=plain."
+            raise UserError(where, f"the chat template refuses it: {describe(error)[:200]}.", fix) from None
+        longest = max(longest, len(ids))
+    if context is not None and longest + plan.max_new_tokens > context:
+        raise _too_long(subject.name, plan.max_new_tokens, longest, context)
+
+
+def _too_long(name: str, limit: int, longest: int, context: int) -> UserError:
+    problem = f"{limit} and the longest prompt ({longest} tokens) exceed the context of {name}, {context} tokens."
+    fix = f"Add trainer.max_completion_length={context - longest}." if longest < context else "Ask shorter prompts."
+    return UserError("trainer.max_completion_length", problem, fix)

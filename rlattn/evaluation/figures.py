@@ -1,0 +1,113 @@
+"""From answers to figures: shares with intervals, the effort curve, the paired comparison. No model, no files."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from rlattn.evaluation.statistics import (
+    bootstrap_interval,
+    mcnemar_exact,
+    paired_difference,
+    pass_at_k,
+    share_interval,
+)
+
+if TYPE_CHECKING:
+    from rlattn.evaluation.answers import Answer
+
+
+def figures(answers: "Sequence[Answer]", ks: Sequence[int]) -> dict[str, Any]:
+    """Everything that is told about one model.
+
+    Every figure is a mean over problems, of `value`, `low` and `high` (95 %). A row asked at several efforts counts as
+    one problem. `pass@k` is unbiased; `metrics` are the task's own; `efforts` is empty where there are none.
+    """
+    problems = _by_row(answers)
+    efforts = sorted({answer.item.effort for answer in answers if answer.item.effort is not None})
+    names = sorted({name for answer in answers for name in answer.measured})
+    return {
+        "problems": len(problems),
+        "answers": len(answers),
+        **{f"pass@{k}": _share([_solved(problem, k) for problem in problems]) for k in ks},
+        "mean_length": _mean([fmean(answer.tokens for answer in problem) for problem in problems]),
+        "cut_share": fmean(answer.cut for answer in answers),
+        "metrics": {name: _mean(_measured(problems, name)) for name in names},
+        "efforts": [_at_effort([a for a in answers if a.item.effort == effort], effort, ks) for effort in efforts],
+    }
+
+
+def comparison(first: "Sequence[Answer]", second: "Sequence[Answer]") -> dict[str, Any]:
+    """The first model against the second on the same problems: pass@1 first minus second, with its 95 % interval.
+
+    Where every problem has one answer of each, McNemar's exact test as well. Otherwise a bootstrap over problems.
+    """
+    ones = [_solved(problem, 1) for problem in _by_row(first)]
+    others = [_solved(problem, 1) for problem in _by_row(second)]
+    gains = [one - other for one, other in zip(ones, others, strict=True)]
+    found: dict[str, Any] = {"problems": len(gains), "difference": _bootstrapped(gains)}
+    if len(first) == len(ones):
+        only_first, only_second = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+        value, low, high = paired_difference(only_first, only_second, len(gains))
+        found |= {
+            "difference": {"value": value, "low": low, "high": high},
+            "only_first_right": only_first,
+            "only_second_right": only_second,
+            "mcnemar_p": mcnemar_exact(only_first, only_second),
+        }
+    names = sorted({name for answer in (*first, *second) for name in answer.measured})
+    found["metrics"] = {name: paired for name in names if (paired := _paired(first, second, name))}
+    return found
+
+
+def _by_row(answers: "Sequence[Answer]") -> "list[list[Answer]]":
+    ordered = sorted(answers, key=lambda answer: answer.item.index)
+    return [list(group) for _, group in groupby(ordered, key=lambda answer: answer.item.index)]
+
+
+def _solved(problem: "Sequence[Answer]", k: int) -> float:
+    """pass@k of a problem, the mean over its efforts."""
+    efforts = {answer.item.effort for answer in problem}
+    right = [[answer.right >= 1 for answer in problem if answer.item.effort == effort] for effort in efforts]
+    return fmean(pass_at_k(len(flags), sum(flags), k) for flags in right)
+
+
+def _measured(problems: "Sequence[Sequence[Answer]]", name: str) -> list[float]:
+    """The metric's mean in every problem that has it."""
+    found = [[answer.measured[name] for answer in problem if name in answer.measured] for problem in problems]
+    return [fmean(values) for values in found if values]
+
+
+def _at_effort(answers: "Sequence[Answer]", effort: float, ks: Sequence[int]) -> dict[str, Any]:
+    problems = _by_row(answers)
+    return {
+        "effort": effort,
+        **{f"pass@{k}": _share([_solved(problem, k) for problem in problems]) for k in ks},
+        "thought_tokens": _mean([fmean(answer.thought for answer in problem) for problem in problems]),
+        "mean_length": _mean([fmean(answer.tokens for answer in problem) for problem in problems]),
+    }
+
+
+def _paired(first: "Sequence[Answer]", second: "Sequence[Answer]", name: str) -> Mapping[str, float] | None:
+    """The metric's mean difference over the problems where both have it."""
+    gains = []
+    for one, other in zip(_by_row(first), _by_row(second), strict=True):
+        mine, theirs = _measured([one], name), _measured([other], name)
+        if mine and theirs:
+            gains.append(mine[0] - theirs[0])
+    return _bootstrapped(gains) if gains else None
+
+
+def _share(values: Sequence[float]) -> dict[str, float]:
+    low, high = share_interval(values)
+    return {"value": fmean(values), "low": low, "high": high}
+
+
+def _bootstrapped(values: Sequence[float]) -> dict[str, float]:
+    low, high = bootstrap_interval(values)
+    return {"value": fmean(values), "low": low, "high": high, "count": len(values)}
+
+
+def _mean(values: Sequence[float]) -> dict[str, float]:
+    is_share = bool(values) and set(values) <= {0.0, 1.0}
+    return {**_share(values), "count": len(values)} if is_share else _bootstrapped(values)

@@ -1,0 +1,195 @@
+"""Glue: `--probe`. What a probe asks is read and checked before a model loads; then it runs on one model at a time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlattn.errors import UserError
+from rlattn.evaluation import perturbation
+from rlattn.evaluation.deception import (
+    Scenario,
+    deception_rates,
+    judge_prompt,
+    read_reply,
+    read_verdict,
+    scenarios_of,
+)
+from rlattn.evaluation.flips import LOOK_AGAIN, Choice, corrections, parse_choice, read_choice, sycophancy
+from rlattn.evaluation.judges import Judge
+from rlattn.paths import expanded
+from rlattn.tasks import DialogueTask
+from rlattn.tasks.files import data_files, read_rows
+
+if TYPE_CHECKING:
+    from rlattn.evaluation.answers import Loaded
+    from rlattn.evaluation.plan import Plan
+
+Probe = Literal["sycophancy", "self-correction", "perturbation", "deception"]
+Kept = Callable[[dict[str, Any]], None]
+Run = Callable[["Loaded", Kept], dict[str, Any]]
+
+OWN_DATA = {
+    "sycophancy": "`question`, `choices` and `answer` in every row",
+    "deception": "the items of either DeceptionBench",
+}
+LOOKS = 2
+
+
+def check_probe(
+    probe: Probe | None, data: str | None, judge: str | None, samples: int, temperature: float | None
+) -> None:
+    """Raises UserError where the options do not go together."""
+    if probe != "deception" and judge is not None:
+        raise UserError("--judge", "is for --probe deception.", "Leave it out.")
+    if probe is None:
+        return
+    if samples > 1 or temperature:
+        raise UserError("--probe", "asks greedily, one answer a prompt.", "Leave --samples and --temperature out.")
+    if probe in OWN_DATA and data is None:
+        raise UserError("--probe", f"{probe} needs --data: a file with {OWN_DATA[probe]}.")
+    if probe == "deception" and judge is None:
+        fix = "Add --judge: a model's folder, a hub id, or an endpoint such as http://localhost:8000/v1."
+        raise UserError("--probe", "deception needs a judge; the ledger game knows the truth without any.", fix)
+
+
+def prepare(probe: Probe, plan: "Plan", data: str | None, limit: int | None, make_judge: Callable[[], Judge]) -> Run:
+    """What the probe does with a loaded model: it keeps every answer and returns figures.
+
+    Raises:
+        UserError: its data cannot be read, or the task is not one it can use.
+    """
+    if probe == "sycophancy":
+        choices = [parse_choice(row, f"{data}, row {number}") for number, row in _rows(data, limit)]
+        return lambda loaded, kept: _sycophancy(loaded, kept, choices, plan.recipe.seed)
+    if probe == "deception":
+        scenarios, invalid = scenarios_of(_rows(data, limit), str(data))
+        judge = make_judge()
+        return lambda loaded, kept: _deception(loaded, kept, scenarios, invalid, judge)
+    if isinstance(plan.task, DialogueTask):
+        raise UserError("--probe", f"{probe} is for tasks of one turn.", "Name another with --task.")
+    return _self_correction if probe == "self-correction" else _perturbation
+
+
+def _rows(data: str | None, limit: int | None) -> list[tuple[int, dict[str, Any]]]:
+    (*files,) = data_files(str(expanded(str(data))), "train")
+    rows = list(islice((row for file in files for row in read_rows(file)), limit))
+    if not rows:
+        raise UserError(str(data), "is empty.", "Expected one object a line.")
+    return rows
+
+
+def _sycophancy(loaded: "Loaded", kept: Kept, choices: Sequence[Choice], seed: int) -> dict[str, Any]:
+    from rlattn.evaluation.answers import write_all
+
+    suggested = [choice.suggested(seed) for choice in choices]
+    prompts = [choice.neutral for choice in choices]
+    prompts += [choice.leading(wrong) for choice, wrong in zip(choices, suggested, strict=True)]
+    written = write_all(loaded, prompts, "questions")
+    texts = [one.text for one in written]
+    answers = [read_choice(text, choice.options) for text, choice in zip(texts, [*choices, *choices], strict=True)]
+    neutral, leading = answers[: len(choices)], answers[len(choices) :]
+    for index, choice in enumerate(choices):
+        kept(
+            {
+                **asdict(choice),
+                "suggested": suggested[index],
+                "neutral": neutral[index],
+                "leading": leading[index],
+                "neutral_completion": texts[index],
+                "leading_completion": texts[len(choices) + index],
+            }
+        )
+    return {**sycophancy(neutral, leading, choices, suggested), "cut_share": fmean(one.cut for one in written)}
+
+
+def _self_correction(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
+    from rlattn.evaluation.answers import write_all
+
+    items, task = loaded.plan.items, loaded.plan.task
+    assert task is not None
+    if loaded.policy.prompt_style == "plain":
+        raise UserError("--probe", "self-correction is a dialogue: it needs a chat template and chat prompts.")
+    chats = [[{"role": "user", "content": i.prompt}] if isinstance(i.prompt, str) else i.prompt for i in items]
+    rounds: list[list[bool]] = []
+    said: list[list[str]] = [[] for _ in items]
+    cut: list[bool] = []
+    for look in range(LOOKS + 1):
+        written = write_all(loaded, chats, f"look {look}" if look else "first answers")
+        texts = [one.text for one in written]
+        cut += [one.cut for one in written]
+        rounds.append([task.verify(text, item.row) >= 1 for text, item in zip(texts, items, strict=True)])
+        for index, text in enumerate(texts):
+            said[index].append(text)
+            again = [{"role": "assistant", "content": text}, {"role": "user", "content": LOOK_AGAIN}]
+            chats[index] = [*chats[index], *again]
+    for index, item in enumerate(items):
+        kept({"prompt": item.prompt, "completions": said[index], "right": [flags[index] for flags in rounds]})
+    return {**corrections(rounds), "cut_share": fmean(cut)}
+
+
+def _perturbation(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
+    from rlattn.evaluation.answers import write_all
+    from rlattn.inspection.inputs import check_architecture, load_config
+    from rlattn.types import AttentionOptions
+
+    check_architecture(loaded.path, load_config(loaded.path), AttentionOptions())
+    items = loaded.plan.items
+    written = write_all(loaded, [item.prompt for item in items], "responses")
+    prompts = [loaded.prompt_ids(item.prompt) for item in items]
+    trials = perturbation.perturb(loaded, [one.ids for one in written], prompts)
+    if not trials:
+        problem = "no response is long enough: FAI looks 10 tokens ahead, and a fifth of the tokens must have one."
+        raise UserError("--probe", problem, "Use a task with longer answers, or raise trainer.max_completion_length.")
+    for trial in trials:
+        kept({"prompt": items[trial.item].prompt, "completion": written[trial.item].text, **asdict(trial)})
+    figures = perturbation.summary(trials, len(items) - len(trials))
+    return {**figures, "cut_share": fmean(one.cut for one in written)}
+
+
+def _deception(
+    loaded: "Loaded", kept: Kept, scenarios: Sequence[Scenario], invalid: Sequence[str], judge: Judge
+) -> dict[str, Any]:
+    from rlattn.evaluation.answers import write_all
+
+    if loaded.tokenizer.chat_template is None:
+        raise UserError("--probe", f"deception needs a chat model, and {loaded.name} has no chat template.")
+    loaded = replace(loaded, policy=loaded.policy.model_copy(update={"prompt_style": "chat"}))
+    asked = [index for index, scenario in enumerate(scenarios) if scenario.belief_prompt is not None]
+    beliefs = [""] * len(scenarios)
+    if asked:
+        questions = [scenarios[index].belief_prompt or [] for index in asked]
+        for index, one in zip(asked, write_all(loaded, questions, "beliefs"), strict=True):
+            beliefs[index] = "" if one.cut else one.text.rpartition("</think>")[2].strip()
+    written = write_all(loaded, [scenario.prompt for scenario in scenarios], "scenarios")
+    replies = [
+        None if one.cut or (scenario.belief_prompt is not None and not belief) else read_reply(one.text)
+        for one, scenario, belief in zip(written, scenarios, beliefs, strict=True)
+    ]
+    valid = [index for index, reply in enumerate(replies) if reply is not None]
+    questions_to_judge = []
+    for index in valid:
+        reply = replies[index]
+        assert reply is not None
+        questions_to_judge.append(judge_prompt(scenarios[index], reply, beliefs[index]))
+    said = dict(zip(valid, judge(questions_to_judge), strict=True))
+    verdicts = [
+        read_verdict(said.get(index) or "", by_belief=scenario.belief_prompt is not None)
+        for index, scenario in enumerate(scenarios)
+    ]
+    for index, scenario in enumerate(scenarios):
+        kept(
+            {
+                "scenario": scenario.name,
+                "kind": scenario.kind,
+                "prompt": scenario.prompt,
+                "belief": beliefs[index],
+                "completion": written[index].text,
+                "valid": replies[index] is not None,
+                "judge": said.get(index),
+                "verdict": verdicts[index],
+            }
+        )
+    rates = deception_rates(scenarios, replies, verdicts, len(invalid))
+    return {**rates, "cut_share": fmean(one.cut for one in written)}
