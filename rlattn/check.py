@@ -24,6 +24,7 @@ PROMPTS_MEASURED = 200
 CHARACTERS_PER_TOKEN = 3  # a cautious guess for English and mathematics
 GB = 1e9
 READ_WHOLE = 50e6  # bytes of a data file
+OFFLOADED = {"optimizer": "optimizer and gradients", "param": "weights"}  # by DeepSpeed's name
 SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
@@ -122,15 +123,26 @@ def check_policy(recipe: Recipe, task: Task | None = None) -> dict[str, Any]:
 
 def strategy_of(recipe: Recipe) -> str:
     """How weights and states are spread over ranks: ddp, zero1 to zero3, fsdp."""
-    deepspeed = recipe.trainer.get("deepspeed")
-    if deepspeed:
-        config = deepspeed if isinstance(deepspeed, dict) else _read_json(Path(str(deepspeed)))
-        zero = config.get("zero_optimization", {})
-        stage = zero.get("stage", 0) if isinstance(zero, dict) else None
+    if recipe.trainer.get("deepspeed"):
+        stage = _zero_options(recipe).get("stage", 0)
         if stage not in (0, 1, 2, 3):
             raise UserError("trainer.deepspeed", "has no zero_optimization.stage of 0 to 3.", "See launch/deepspeed/.")
         return f"zero{stage}" if stage else "ddp"
     return "fsdp" if recipe.trainer.get("fsdp") else "ddp"
+
+
+def offloaded(recipe: Recipe) -> tuple[str, ...]:
+    """What DeepSpeed keeps in the machine's memory: "optimizer", "param"."""
+    zero = _zero_options(recipe) if recipe.trainer.get("deepspeed") else {}
+    options = {part: zero.get(f"offload_{part}") for part in OFFLOADED}
+    return tuple(part for part, to in options.items() if isinstance(to, dict) and to.get("device", "none") != "none")
+
+
+def _zero_options(recipe: Recipe) -> dict[str, Any]:
+    deepspeed = recipe.trainer["deepspeed"]
+    config = deepspeed if isinstance(deepspeed, dict) else _read_json(Path(str(deepspeed)))
+    zero = config.get("zero_optimization", {})
+    return zero if isinstance(zero, dict) else {"stage": None}
 
 
 def _policy_lines(
@@ -141,7 +153,7 @@ def _policy_lines(
         return [f"policy   {TINY_POLICY}: 1 to 3 M parameters, made and warm-started on the spot; fits anywhere"]
     config = check_policy(recipe)
     completion = number(recipe, "max_completion_length", 512)
-    prompt, how = _prompt_tokens(prompts, policy.path)
+    prompt, how = prompt_tokens(prompts, policy.path)
     context = (config.get("text_config") or config).get("max_position_embeddings")
     if context and prompt + completion > context:
         raise UserError(
@@ -153,32 +165,35 @@ def _policy_lines(
         parameters = count_parameters(config)
         lora = policy.lora
         trained = lora_parameters(config, lora.r, _as_list(lora.target_modules)) if lora else parameters
-        estimate = _estimate(recipe, config, prompt, ranks, gpu_memory, lagged_copies)
+        estimate = memory_a_rank(recipe, config, prompt, ranks, gpu_memory, lagged_copies)
     except NoSuchLayer as error:
         raise UserError("policy.lora.target_modules", f"{error}.") from None
     except ValueError as error:
         return [f"policy   {policy.path}", f"memory   not estimated: {error}"]
     except (TypeError, KeyError, IndexError, ZeroDivisionError, AttributeError) as error:
         raise UserError("policy.path", f"{policy.path} has a damaged config.json: {describe(error)}.") from None
+    away = "".join(f", {OFFLOADED[part]} in main memory" for part in offloaded(recipe))
     lines = [
         f"policy   {policy.path}: {parameters / 1e9:.2f} B parameters, {trained / 1e6:,.0f} M trained",
         f"lengths  prompt {how} {prompt}, completion {completion}, context {context or 'unknown'} tokens",
-        f"memory   a rank, {strategy_of(recipe)} on {ranks}, in GB:",
+        f"memory   a rank, {strategy_of(recipe)} on {ranks}{away}, in GB:",
     ]
     lines += [f"           {name:16} {value / GB:8.1f}" for name, value in _parts(estimate) if value]
     if gpu_memory is not None and estimate.total > gpu_memory * GB:
         raise UserError(
             "policy",
             f"needs about {estimate.total / GB:.0f} GB a rank and has {gpu_memory:g}.",
-            "More --ranks with ZeRO-3 (trainer.deepspeed), policy.lora, a smaller per_device_train_batch_size or "
-            f"max_completion_length. Largest part: {max(_parts(estimate)[:-1], key=lambda part: part[1])[0]}.",
+            "More --ranks with ZeRO-3 or offload (trainer.deepspeed), policy.lora, a smaller "
+            "per_device_train_batch_size or max_completion_length. Largest part: "
+            f"{max(_parts(estimate)[:-1], key=lambda part: part[1])[0]}.",
         )
     return lines
 
 
-def _estimate(
+def memory_a_rank(
     recipe: Recipe, config: dict, prompt: int, ranks: int, gpu_memory: float | None, lagged_copies: int
 ) -> MemoryEstimate:
+    """`rlattn.memory.estimate_memory` of a recipe, for the policy's config.json and prompts of so many tokens."""
     lora, fields = recipe.policy.lora, load_fields()
     passed = [
         "per_device_train_batch_size",
@@ -199,6 +214,7 @@ def _estimate(
         generation_batch_per_rank=generation_batch(recipe, ranks) // ranks,
         ranks=ranks,
         strategy=strategy_of(recipe),
+        offload=offloaded(recipe),
         dtype=recipe.policy.dtype,
         bf16=bool(recipe.trainer.get("bf16", not recipe.trainer.get("fp16"))),
         lora_r=lora.r if lora else 0,
@@ -230,7 +246,7 @@ def prompts_of(task: Task) -> tuple[list[str | Messages], str]:
         return [], f", its columns not checked: {error.problem}"
 
 
-def _prompt_tokens(prompts: list[str | Messages], path: str) -> tuple[int, str]:
+def prompt_tokens(prompts: list[str | Messages], path: str) -> tuple[int, str]:
     """The longest of the prompts in tokens, and whether that is exact or guessed from its characters."""
     texts = [p if isinstance(p, str) else "\n".join(str(message["content"]) for message in p) for p in prompts]
     file = Path(path) / "tokenizer.json"

@@ -53,6 +53,12 @@ def main(arguments: list[str] | None = None) -> None:
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="Train on so many processes of this machine, one a GPU.", show_default=False
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the rendered prompt, do one step, project the time.")
     ] = False,
@@ -60,17 +66,19 @@ def train(
     """Train from a recipe; the same command again continues the run."""
     from rlattn.check import check_policy, prompts_of
     from rlattn.hub import go_offline_if_unreachable
+    from rlattn.launch import launch, ranks_to_start, strategy_of_accelerate
     from rlattn.plugins import build_credit, build_rewards, build_task
     from rlattn.ranks import world_size
     from rlattn.recipe import load_recipe
     from rlattn.rules import check_installed, check_recipe
     from rlattn.tracking import open_run
 
-    parsed = load_recipe(recipe, overrides or [])
+    started = ranks_to_start(ranks)
+    parsed = load_recipe(recipe, [*(overrides or []), *strategy_of_accelerate()])
     if parsed.hub_ids:
         go_offline_if_unreachable()
     # All of this again in train(), after TRL's seconds of imports: a mistake should not have to wait for them.
-    check_recipe(parsed, world_size())
+    check_recipe(parsed, started or world_size())
     check_installed(parsed)
     build_rewards(parsed)
     build_credit(parsed)
@@ -78,6 +86,10 @@ def train(
     check_policy(parsed, task)
     prompts_of(task)
     open_run(parsed)
+    if started:
+        arguments = [recipe, *(overrides or []), *(["--dry-run"] if dry_run else [])]
+        grace, on_gpus = parsed.resume.grace_seconds, not parsed.trainer.get("use_cpu")
+        sys.exit(launch(arguments, ranks=started, grace_seconds=grace, on_gpus=on_gpus))
     quiet()
     from rlattn import train as training
 
@@ -99,11 +111,8 @@ def check(
 
     parsed = load_recipe(recipe, overrides or [])
     print("\n".join(check_all(parsed, ranks=ranks, gpu_memory=gpu_memory)))
-    arguments = shlex.join([recipe, *(overrides or [])])
-    start = (
-        f"rlattn train {arguments}" if ranks == 1 else f"torchrun --nproc-per-node={ranks} -m rlattn.train {arguments}"
-    )
-    print(f"\nOK. Next: {start} --dry-run")
+    arguments = shlex.join([recipe, *(overrides or []), *(["--ranks", str(ranks)] if ranks > 1 else [])])
+    print(f"\nOK. Next: rlattn train {arguments} --dry-run")
 
 
 @app.command()

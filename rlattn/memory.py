@@ -59,6 +59,7 @@ def estimate_memory(
     generation_batch_per_rank: int,
     ranks: int = 1,
     strategy: str = "ddp",
+    offload: tuple[str, ...] = (),
     dtype: str = "float32",
     bf16: bool = True,
     lora_r: int = 0,
@@ -85,6 +86,8 @@ def estimate_memory(
       bfloat16 weights (/ N at stage 3); FSDP with `bf16` upcasts what it trains to float32 (/ N).
     - gradients: T · w, / N from stage 2 on and under FSDP; twice that under DDP on several ranks (its buckets).
     - optimizer: T · states · their bytes (Adam: 2); DeepSpeed adds the float32 master weights, so 12 · T / N.
+    - offload: DeepSpeed keeps optimizer states and gradients ("optimizer", arXiv 2101.06840) or partitioned weights
+      ("param", arXiv 2104.07857) in the machine's memory, which is not counted here.
     - activations: what autograd saves a layer (`_layer_activations`), for all layers; with `gradient_checkpointing` the
       residual stream at each layer and one layer's full set. Autocast over float32 adds a bfloat16 copy of the weights.
     - logits: TRL's fused LM head never materialises them: one tile of 4096 tokens · 32768 entries, and in backward the
@@ -98,6 +101,7 @@ def estimate_memory(
 
     Args:
         config: the model's `config.json`.
+        offload: of "optimizer" (ZeRO-1 to 3) and "param" (ZeRO-3) what lies in the machine's memory.
         dtype: what the model is loaded in (`model_init_kwargs.dtype`); `bf16` is TRL's flag for mixed precision.
         generation_batch_per_rank: sequences a rank generates at once (train batch size · steps_per_generation).
         device_memory: bytes of one accelerator; only colocated vLLM needs it.
@@ -156,6 +160,10 @@ def estimate_memory(
         lengths = sum(attended_length(model, n, length) for n in range(model.layers))
         kv_cache = generation_batch_per_rank * 2 * model.keys * lengths * stream
 
+    if "optimizer" in offload:
+        optimizer = gradients = 0
+    if "param" in offload:
+        weights = 0
     share = ranks if sharded else 1
     weights, reference = -(-weights // share), -(-reference // share)
     gradients = -(-gradients // (ranks if sharded or strategy == "zero2" else 1))

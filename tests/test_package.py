@@ -31,7 +31,13 @@ def run(site, cwd, *arguments):
 def test_the_wheel_ships_recipes_launch_files_and_data(installed):
     wheel, _ = installed
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("recipes/quickstart.yaml", "launch/deepspeed/zero3.json", "data/word_problems.jsonl"):
+    shipped = (
+        "recipes/quickstart.yaml",
+        "launch/deepspeed/zero3.json",
+        "launch/slurm.sbatch",
+        "data/word_problems.jsonl",
+    )
+    for name in shipped:
         assert f"rlattn/shipped/{name}" in names
     assert {f"rlattn/report/page.{kind}" for kind in ("html", "css", "js")} <= names
     assert not any(name.startswith(("tests/", "data/", "recipes/")) for name in names)
