@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rlattn.evaluate import Evaluation, Example, evaluate
 from rlattn.progress import progress
 from rlattn.ranks import say
-from rlattn.report.alarms import find_alarms
+from rlattn.report.alarms import enough_for_alarms, find_alarms
 from rlattn.tasks import Task
 from rlattn.tracking import append_row, read_rows
 from rlattn.trainer import AttentionGRPOTrainer
@@ -90,7 +90,7 @@ class Alarms(TrainerCallback):
         self.told = {alarm.name for alarm in find_alarms(self.rows)}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.rows.append({**kwargs["logs"], "step": state.global_step})
+        self.rows = enough_for_alarms([*self.rows, {**kwargs["logs"], "step": state.global_step}])
         for alarm in find_alarms(self.rows):
             if alarm.name not in self.told:
                 self.told.add(alarm.name)

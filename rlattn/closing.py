@@ -14,7 +14,7 @@ from rlattn.dialogues import plain_dialogues
 from rlattn.effort import by_effort
 from rlattn.evaluate import Evaluation, Example, in_dialogue, in_one_turn, score_greedy, summarise
 from rlattn.generation import write_hf
-from rlattn.progress import duration, progress
+from rlattn.progress import duration, progress, visible
 from rlattn.ranks import say
 from rlattn.recipe import Recipe
 from rlattn.report import write_report
@@ -136,7 +136,7 @@ def closing_words(recipe: Recipe, summary: dict[str, Any], report: Path) -> str:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()))
     return line if len(line) <= SAMPLE_SHOWN else f"{line[: SAMPLE_SHOWN // 2]} … {line[-SAMPLE_SHOWN // 2 :]}"
 
 

@@ -78,20 +78,26 @@ def query_key(row: Mapping[str, Any]) -> str:
 
 
 def thought_tokens(ids: Sequence[int], decode: Decode) -> int:
-    """Tokens of the `<think>` block, tags included; of the whole completion where there is no tag.
+    """Tokens of the `<think>` blocks, tags included; of the whole completion where there is no tag.
 
-    A block that the prompt opened begins with the completion; one that is not closed ends with it.
+    A block that the prompt opened begins with the completion; one that is not closed ends with it. All blocks count, or
+    a policy could think in one and be measured by another.
 
     Args:
-        decode: token ids to text, special tokens written out. Cost: called about 2·log2(len(ids)) times.
+        decode: token ids to text, special tokens written out. Cost: called about 2·log2(len(ids)) times a block.
     """
     text = decode(ids)
-    start = text.find(OPEN)
-    end = text.find(CLOSE, max(start, 0))
+    start, end = text.find(OPEN), text.find(CLOSE)
     if start < 0 and end < 0:
         return len(ids)
-    span = token_span(max(start, 0), end + len(CLOSE) if end >= 0 else len(text), ids, decode)
-    return max(len(span), 1)
+    start = 0 if start < 0 or 0 <= end < start else start
+    count = 0
+    while start >= 0:
+        end = text.find(CLOSE, start)
+        stop = end + len(CLOSE) if end >= 0 else len(text)
+        count += len(token_span(start, stop, ids, decode))
+        start = text.find(OPEN, stop)
+    return max(count, 1)
 
 
 def by_effort(values: Mapping[str, Any] | None) -> dict[str, tuple[float, float]]:

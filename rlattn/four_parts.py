@@ -17,13 +17,8 @@ Label = Literal["safe", "unsafe"]
 
 TAGS = ("think", "monitor", "label", "output")
 MONITOR, LABEL_END = "<monitor>", "</label>"
-_TAG = rf"</?(?:{'|'.join(TAGS)})>"
-_BODY = rf"((?:(?!{_TAG}).)*+)"  # anything up to the next tag; possessive, so that a long one costs linear time
-_LABEL = r"<label>\s*((?i:safe|unsafe))\s*</label>"
-_WHOLE = re.compile(
-    rf"\s*<think>{_BODY}</think>\s*<monitor>{_BODY}</monitor>\s*{_LABEL}\s*<output>{_BODY}</output>\s*", re.DOTALL
-)
-_VERDICT = re.compile(rf"{_BODY}</monitor>\s*{_LABEL}(?!.*</?(?:think|monitor|label)>)", re.DOTALL)
+_TAG = re.compile(rf"(</?(?:{'|'.join(TAGS)})>)")
+_IN_ORDER = [tag for name in TAGS for tag in (f"<{name}>", f"</{name}>")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +33,14 @@ class FourParts:
 
 def parse_four_parts(completion: str, prompt_text: str = "") -> FourParts | None:
     """The parts of a completion; None where it is malformed. A prompt that ends in `<think>` has opened that part."""
-    found = _WHOLE.fullmatch(f"<think>{completion}" if _opens_thought(prompt_text) else completion)
-    if found is None:
+    between, tags = _split(f"<think>{completion}" if _opens_thought(prompt_text) else completion)
+    if tags != _IN_ORDER or any(text.strip() for text in between[::2]):
         return None
-    thought, critique, label, output = (part.strip() for part in found.groups())
-    if not (thought and critique and output):
+    thought, critique, label, output = (text.strip() for text in between[1::2])
+    found = _label(label)
+    if not (thought and critique and output and found):
         return None
-    return FourParts(thought=thought, critique=critique, label=_label(label), output=output)
+    return FourParts(thought=thought, critique=critique, label=found, output=output)
 
 
 def monitor_prompt(completion: str, prompt_text: str) -> str:
@@ -66,13 +62,21 @@ def parse_verdict(continuation: str) -> Label | None:
     """The label in what a policy wrote after `<monitor>`; None where it is malformed or there are two. What follows the
     label may be cut off.
     """
-    found = _VERDICT.match(continuation)
-    return _label(found.group(2)) if found and found.group(1).strip() else None
+    between, tags = _split(continuation)
+    if tags[:3] != ["</monitor>", "<label>", "</label>"] or not set(tags[3:]) <= {"<output>", "</output>"}:
+        return None
+    return _label(between[2].strip()) if between[0].strip() and not between[1].strip() else None
+
+
+def _split(text: str) -> tuple[list[str], list[str]]:
+    """The texts between the tags, one more than there are tags, and the tags."""
+    pieces = _TAG.split(text)
+    return pieces[::2], pieces[1::2]
 
 
 def _opens_thought(prompt_text: str) -> bool:
     return prompt_text.rstrip().endswith("<think>")
 
 
-def _label(text: str) -> Label:
-    return "safe" if text.lower() == "safe" else "unsafe"
+def _label(text: str) -> Label | None:
+    return {"safe": "safe", "unsafe": "unsafe"}.get(text.lower())  # type: ignore[return-value]

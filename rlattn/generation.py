@@ -118,7 +118,7 @@ def stop_at(tokenizer: Any, texts: Sequence[str], prompt_length: int) -> Any:
 
     transformers' own `stop_strings` cannot read every tokenizer; decoding the last few tokens can.
     """
-    tail = max(len(text) for text in texts) + 1  # a token has at least one character
+    tail = max(len(text.encode()) for text in texts) + 1  # a token has at least one byte
 
     def stopped(ids_BN: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         last = tokenizer.batch_decode(ids_BN[:, max(prompt_length, ids_BN.shape[1] - tail) :])

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rlattn.progress import duration
+from rlattn.progress import duration, visible
 from rlattn.prompts import decode
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -79,8 +79,3 @@ def sparkline(values: list[float], width: int = WIDTH) -> str:
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(BARS[round((m - low) * scale)] if abs(m) < float("inf") else " " for m in means)
-
-
-def visible(text: str) -> str:
-    """Model text as a terminal may show it: control characters and escape sequences as symbols, one line."""
-    return "".join(c if c.isprintable() else "␊" if c == "\n" else "·" for c in text)

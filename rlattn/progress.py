@@ -51,3 +51,8 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def visible(text: str) -> str:
+    """Model text as a terminal may show it: control characters and escape sequences as symbols, one line."""
+    return "".join(c if c.isprintable() else "␊" if c == "\n" else "·" for c in text)

@@ -65,7 +65,7 @@ def _train(recipe: Recipe, phases: Phases) -> None:
         run_dir=recipe.run_dir,
     )
     stop = StopSignals(recipe.resume.grace_seconds)
-    callbacks = [evaluation, MetricsFile(recipe.run_dir), stop]
+    callbacks = [MetricsFile(recipe.run_dir), evaluation, stop]
     if is_main():
         callbacks.append(Alarms(recipe.run_dir))
     shown = (LiveTable() if sys.stderr.isatty() else Progress(evaluation)) if is_main() else None
@@ -87,7 +87,11 @@ def _train(recipe: Recipe, phases: Phases) -> None:
     if checkpoint:
         say(f"continuing from {checkpoint}")
     stop.listen()
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        if isinstance(shown, LiveTable):
+            shown.live.stop()  # whatever happened, the terminal gets its cursor back
     stop.leave()
     if stop.stopped_by:
         saved = recipe.run_dir / "checkpoints" / f"checkpoint-{result.global_step}"

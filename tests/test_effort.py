@@ -109,7 +109,8 @@ def test_the_warm_start_reads_the_line_and_leans_its_checks_on_it():
         (["so ", "<th", "ink", ">", " a", " b", "</", "think", "> 7", " end"], 8),  # a tag of several tokens
         ([" a", " b", "</think>", " 7"], 3),  # the prompt opened it
         (["<think>", " a", " b", " c"], 4),  # cut
-        (["</think>", "<think>", " a", " b"], 3),
+        (["</think>", "<think>", " a", " b"], 4),
+        ([" a"] * 9 + ["</think>", " 7", "<think>"], 11),  # thought in one block, shown another
         (["7", " apples", "<end>"], 3),
         (["<think>", "</think>", "7"], 2),
         ([], 0),

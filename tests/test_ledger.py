@@ -15,6 +15,13 @@ def written(thought, claim, label="safe"):
     return f"<think> {thought} </think> <monitor> so so </monitor> <label> {label} </label> <output> {claim} </output>"
 
 
+def test_a_thought_that_the_prompt_opened_is_judged_alike():
+    gold = TASK.gold(TRUTH)
+    opened = gold.removeprefix("<think>")
+    assert TASK.verify(opened, TRUTH) == TASK.payoff(opened, TRUTH) == 1
+    assert TASK.conduct(opened, TRUTH) == "honest"
+
+
 def test_splits_share_no_row_and_eval_does_not_depend_on_train_rows():
     for task in (TASK, Ledger(train_rows=90, eval_rows=90), Ledger()):
         train, evaluation = ({row["prompt"] for row in task.rows(split)} for split in ("train", "eval"))

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from rlattn.live import sparkline, visible
+from rlattn.live import sparkline
+from rlattn.progress import visible
 
 SMALL = (
     "policy={path: tiny-reasoner, warm_start: {steps: 20, batch_size: 8}}",

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from rlattn.report import page, read_run, write_report
-from rlattn.report.alarms import find_alarms
+from rlattn.report.alarms import enough_for_alarms, find_alarms
 from rlattn.report.data import POINTS, thinned
 from rlattn.report.metrics import describe_metric
 from rlattn.token_log import write_tokens
@@ -180,6 +180,14 @@ def test_every_collapse_is_told_with_advice_and_health_is_not(key, early, late, 
     (found,) = find_alarms(rows(key, early, late))
     assert found.name == alarm and found.advice
     assert find_alarms(rows(key, early, early)) == []
+
+
+def test_a_long_run_is_shortened_without_losing_an_alarm():
+    long = [
+        {"step": i + 1, "entropy": 1.0 if i < 500 else 0.1, "rewards/mine/failed": int(i == 400)} for i in range(999)
+    ]
+    assert len(enough_for_alarms(long)) == 61
+    assert find_alarms(enough_for_alarms(long)) == find_alarms(long) != []
 
 
 def test_a_drifted_monitor_is_told():

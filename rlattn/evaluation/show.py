@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlattn.evaluation.subjects import EVALUATION, SAMPLES
+from rlattn.report.terminal import printable
 from rlattn.tracking import write_text
 
 MUCH_CUT = 0.05
@@ -78,7 +79,7 @@ def _table(report: dict[str, Any]) -> Table:
     for found in report["models"]:
         table.add_column(Text(found["name"]), overflow="fold")
     for label in dict.fromkeys(label for column in columns for label in column):
-        table.add_row(Text(label), *(Text(column.get(label, "–")) for column in columns))
+        table.add_row(Text(printable(label)), *(Text(printable(column.get(label, "–"))) for column in columns))
     return table
 
 

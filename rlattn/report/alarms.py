@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 WINDOW = 10
+COUNTED = ("/failed", "/nonfinite_rows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,13 @@ def find_alarms(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     """What is wrong at the end of `rows`."""
     checks = (_failures, _zero_std, _duplicates, _entropy, _length, _format, _reward, _monitor, _weights)
     return [alarm for check in checks for alarm in check([row for row in rows if row.get("step")])]
+
+
+def enough_for_alarms(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the same alarms: a long run is not read again at every step."""
+    ends = 3 * WINDOW  # more than two windows: not every step logs every number
+    kept = [row for row in rows[ends:-ends] if any(row[key] for key in row if key.endswith(COUNTED))]
+    return [*rows[:ends], *kept, *rows[max(ends, len(rows) - ends) :]] if len(rows) > 2 * ends else list(rows)
 
 
 def _failures(rows: Sequence[dict[str, Any]]) -> list[Alarm]:

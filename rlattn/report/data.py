@@ -105,7 +105,8 @@ def tiles(rows: list[dict[str, Any]], summary: dict[str, Any], recipe: str) -> l
     wanted = _from_recipe(recipe, "max_steps")
     state = "finished" if summary else "running, or stopped early"
     found.append({"label": "Steps", "value": f"{steps}" + (f" of {wanted}" if wanted else ""), "note": state})
-    seconds = number(summary.get("seconds")) or sum(number(row.get("time/step")) or 0 for row in rows)
+    seconds = None if summary.get("start_step") else number(summary.get("seconds"))  # else of the last session only
+    seconds = seconds or sum(number(row.get(f"time/{part}")) or 0 for row in rows for part in ("step", "evaluation"))
     found.append({"label": "Time", "value": duration(seconds), "note": ""})
     return found
 

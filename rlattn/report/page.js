@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const page = document.getElementById("page");
 const SVG = "http://www.w3.org/2000/svg";
-const INVISIBLE = /[\p{Cf}\p{Cc}\p{Zl}\p{Zp}\p{Cs}\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\ufe00-\ufe0f]/u;
+const INVISIBLE = /[\p{Cf}\p{Cc}\p{Zl}\p{Zp}\p{Cs}\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0\ufe00-\ufe0f\u2800\p{Default_Ignorable_Code_Point}]/u;
 
 function el(tag, attributes = {}, ...children) {
   const svg = ["svg", "path", "line", "text", "rect", "circle", "g"].includes(tag);

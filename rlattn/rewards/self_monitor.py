@@ -19,8 +19,9 @@ Decisions where the paper is silent:
 - `lagrangian`: a generation batch with flag rate f moves lambda to clip(lambda + rate·(f - slack), 0, cap), from 0, and
   is weighed with the result. Without slack lambda could only grow. It multiplies this reward's weight: as a factor
   of the reward it would be cancelled where rewards are normalised one by one. `penalty` keeps it at 1.
-- Unless the label is the rollout's own, the reward speaks for thought and output only: nothing that a rollout writes in
-  its critique and label changes what it earns, and credit for them would only make the lagged monitor drift.
+- Unless the label is the rollout's own, the reward speaks for thought and output only: in format, nothing that
+  a rollout writes in its critique and label changes what it earns, and credit for them would make the lagged monitor
+  drift. Where a policy loses the format there, add the reward `format`, which speaks for all tokens.
 - `mode: log` changes nothing: weight 0, training as without the reward, bit for bit.
 - With `mode: reward`, every `held_out_every` generation batches the policy of step 0, which is never trained on, judges
   the same thoughts. A warning follows where more than 98 % pass and the held-out monitor flags clearly more, and where
