@@ -123,8 +123,14 @@ def clear(folder: Path) -> None:
 
 def is_write_failure(error: BaseException) -> bool:
     """Whether the disk is at fault: full, over quota, or failing. Torch and safetensors have errors of their own."""
-    of_a_library = "PytorchStreamWriter" in str(error) or type(error).__name__ == "SafetensorError"
-    return isinstance(error, OSError) or of_a_library
+    cause: BaseException | None = error
+    while cause is not None:  # torch raises a second error, about the file it could not end
+        said = ("PytorchStreamWriter", "inline_container", "iostream error")
+        of_a_library = any(word in str(cause) for word in said) or type(cause).__name__ == "SafetensorError"
+        if isinstance(cause, OSError) or of_a_library:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _files(folder: Path) -> list[str]:

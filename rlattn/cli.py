@@ -13,7 +13,7 @@ from rlattn.errors import UserError
 from rlattn.evaluation.command import evaluate
 from rlattn.quiet import quiet
 
-RANK_PATIENCE = 10.0  # seconds
+RANK_PATIENCE = 4.0  # seconds; below the watchdog's
 
 app = typer.Typer(
     no_args_is_help=True,

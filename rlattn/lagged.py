@@ -67,6 +67,7 @@ class LaggedPolicy:
 
     def _swap(self, trainer: Any) -> None:
         for name, parameter in self.parameters.items():
-            lagged: Tensor = self.copies[name]
+            # DeepSpeed moves the model after the copies were made
+            lagged: Tensor = self.copies[name].to(device=parameter.device, dtype=parameter.dtype)
             self.copies[name], parameter.data = parameter.data, lagged
         trainer._last_loaded_step = -1  # so that TRL sends the weights to vLLM before it generates

@@ -78,6 +78,7 @@ def save_durably(trainer: AttentionGRPOTrainer, write: Callable[[], None]) -> No
     """`write` and what is ours, into a checkpoint that is whole or not there; then old ones go. Collective.
 
     Where the disk fails, on whichever rank, training goes on with the last good checkpoint, and says so.
+    Under DeepSpeed and FSDP it ends.
     """
     folder, step = Path(str(trainer.args.output_dir)), trainer.state.global_step
     name = f"checkpoint-{step}"
@@ -93,7 +94,11 @@ def save_durably(trainer: AttentionGRPOTrainer, write: Callable[[], None]) -> No
         finally:
             trainer._saving = False
 
-    failed = _failure_on_any_rank(save)
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        save()  # collective within: a rank that fails alone cannot meet the others, so the run ends
+        failed = None
+    else:
+        failed = _failure_on_any_rank(save)
     if not failed:
         failed = _failure_on_any_rank(lambda: seal(folder, name) if trainer.is_world_process_zero() else None)
     if failed:

@@ -65,6 +65,8 @@ def bind_rewards(trainer: AttentionGRPOTrainer) -> dict[int, LaggedPolicy]:
     """
     functions = [function for function in trainer.reward_funcs if isinstance(function, RewardFunction)]
     lags = {lag for function in functions for lag in lags_of(function.reward)}
+    if lags and trainer.is_fsdp_enabled:  # it spreads the weights later: a copy would hold what no longer trains
+        raise UserError("rewards", "a lagged policy needs whole weights on every rank, which FSDP spreads.", "Use DDP.")
     policy: Any = trainer.accelerator.unwrap_model(trainer.model)
     lagged = {lag: LaggedPolicy(policy, lag) for lag in sorted(lags)}
     for function in functions:

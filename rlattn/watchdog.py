@@ -21,6 +21,7 @@ from rlattn.ranks import rank, world_size
 
 POLL_SECONDS = 1.0
 PATIENCE = 5.0  # for a rank that meets the same error by itself, with a better message
+CONNECT_TIME = timedelta(seconds=20)  # of one attempt
 FAILURE = "failure"
 
 
@@ -54,7 +55,9 @@ class Watchdog:
         self.over.set()
 
     def _watch(self) -> None:
-        self.store = _store()
+        while world_size() > 1 and self.store is None and not self.over.is_set():
+            self.store = _store()  # rank 0 may take its time before it offers one
+            self.over.wait(0 if self.store else POLL_SECONDS)
         self.connected.set()
         warned = -1
         while not self.over.wait(POLL_SECONDS):
@@ -67,8 +70,10 @@ class Watchdog:
                     self.store.set(f"rank-{rank()}", json.dumps([entered, phase]))
                 if stayed > self.stall_seconds:
                     self._leave(self._tell(f"no progress for {stayed:.0f} s: {self._stalled()}"))
-            except RuntimeError:  # the store is gone, and with it the launcher
+            except RuntimeError:
                 self.store = None
+                if phase in TIMED:
+                    self._leave("the launcher or rank 0 is gone")
             if stayed > self.stall_seconds / 2 and warned != entered and rank() == 0:
                 warned = entered
                 print(
@@ -115,7 +120,7 @@ def _store() -> Store | None:
     if world_size() == 1 or "MASTER_ADDR" not in os.environ:
         return None
     try:
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=300))
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=CONNECT_TIME)
     except (RuntimeError, ValueError, KeyError):
         return None
     return PrefixStore(f"rlattn-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)

@@ -89,10 +89,11 @@ def test_rotation_keeps_the_last_and_the_best_and_drops_a_course_that_was_given_
     assert problem(folder / "checkpoint-1") is None
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(policy, tmp_path, capsys):  # noqa: F811
+@pytest.mark.parametrize("room", [100_000, 6_000_000])  # not even the weights fit; the weights do, the optimizer not
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(policy, tmp_path, capsys, room):  # noqa: F811
     class Filling(Parity):
-        def prepare(self, batch):  # before the second step: no file may grow past 100 kB, as on a full disk
-            limit = 100_000 if batch.step == 1 else resource.RLIM_INFINITY
+        def prepare(self, batch):  # before the second step: no file may grow past `room`, as on a full disk
+            limit = room if batch.step == 1 else resource.RLIM_INFINITY
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             return [None] * len(batch.rollouts)
 

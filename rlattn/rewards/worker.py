@@ -60,7 +60,9 @@ class ScoreWorker:
             # Not multiprocessing.Process: it would import the user's training script again.
             self.pipe, theirs = multiprocessing.Pipe()
             command = [sys.executable, "-m", "rlattn.rewards.worker", str(theirs.fileno())]
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+            )  # a signal that ends the run after this step is not meant for it
             theirs.close()
             self.pipe.send(self.reward)
             if not self.pipe.poll(START_SECONDS):
