@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from rlattn.callbacks import Alarms, HeldOutEvaluation, MetricsFile, Progress
@@ -80,6 +81,10 @@ def _train(recipe: Recipe, phases: Phases) -> None:
         os.environ |= {k: v for k, v in wandb_environment(recipe.run_dir).items() if k not in os.environ}
     trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log, phases)
     evaluation.trainer = trainer
+    if len(set(gather_object([checkpoint.name if checkpoint else ""]))) > 1:
+        raise UserError(
+            "output_dir", f"the ranks find different checkpoints in {recipe.run_dir}.", "Use a folder all nodes see."
+        )
     if isinstance(shown, LiveTable):
         shown.trainer = trainer
     if is_main() and "wandb" in tracking.report_to:

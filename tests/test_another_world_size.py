@@ -1,6 +1,8 @@
 """Going on with another number of ranks, keeping the best checkpoint, and the kills of `rlattn bench resume`."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from conftest import rlattn
@@ -63,3 +65,18 @@ def test_a_run_killed_under_deepspeed_ends_bit_for_bit_as_the_unbroken_one(setti
     (row,) = bench_resume.bench_resume(1, 0, tmp_path, print)
     assert row["kills"] == 1
     assert {name: row[name] for name in bench_resume.CHECKS} == dict.fromkeys(bench_resume.CHECKS, True)
+
+
+def test_ranks_that_see_different_run_folders_are_told_so(tmp_path):
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    first = rlattn("train", "quickstart", *SMALL, trainer(1, 8), cwd=tmp_path / "0")
+    assert first.returncode == 0, first.stderr
+    apart = f'cd "{tmp_path}/$RANK" && exec "$@"'  # as on nodes that share no folder
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python"]
+    command = [sys.executable, "-m", "rlattn.cli", "train", "quickstart", *SMALL, trainer(2, 4)]
+    result = subprocess.run(
+        [*launcher, "bash", "-c", apart, "-", *command], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode != 0
+    assert "output_dir: the ranks find different checkpoints" in result.stderr

@@ -65,6 +65,8 @@ def test_invalid_items_are_left_out_and_named():
         ("it is wet</think>\nIt is dry.", ("it is wet", "It is dry.")),  # the prompt opened the block
         ("<think> a </think> <monitor> m </monitor> <label> safe </label> <output> b </output>", ("a", "b")),
         ('```json\n{"thought": "wet", "response": "dry"}\n```', ("wet", "dry")),
+        ('<think>As {"thought": x}.</think> {"thought": "wet", "response": "dry"}', ("wet", "dry")),
+        ('{"thought": "wet", "response": "dry"} as {asked}', ("wet", "dry")),
         ('{"thought": "wet", "response": ""}', None),
         ('{"thought": "wet", "resp', None),
         ('{"thought": ["wet"], "response": "dry"}', None),
