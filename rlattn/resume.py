@@ -96,6 +96,7 @@ def save_durably(trainer: AttentionGRPOTrainer, write: Callable[[], None]) -> No
 
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         save()  # collective within: a rank that fails alone cannot meet the others, so the run ends
+        trainer.accelerator.wait_for_everyone()  # before the seal: all ranks write
         failed = None
     else:
         failed = _failure_on_any_rank(save)

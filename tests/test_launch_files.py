@@ -82,6 +82,9 @@ names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", 
 found = " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
 signal.signal(signal.SIGUSR1, lambda *_: sys.exit(138))
 open("started", "a").write(found + " : " + " ".join(sys.argv[1:]) + "\\n")
+if os.environ.get("VLLM_MODEL") and "rlattn.train" in sys.argv:  # a run waits for its server
+    while not any("vllm_serve" in line for line in open("started")):
+        time.sleep(0.05)
 if os.environ.get("FAKE_RUN") == "long" and "rlattn.train" in sys.argv:
     time.sleep(600)
 sys.exit(int(os.environ.get("FAKE_RUN", 0)))
