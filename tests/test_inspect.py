@@ -216,6 +216,8 @@ def test_figures_draw_odd_tokens_without_a_warning(tmp_path):
             report["figure"] = {"text": 0, "tokens": count, "local_map": local_map, "global_map": local_map}
             draw_rhythm(report, tmp_path / "rhythm.png")
         draw_heads(report, tmp_path / "heads.png")
+    for name in ("rhythm.png", "heads.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.fixture(scope="module")
