@@ -83,7 +83,7 @@ found = " ".join(f"{name}={os.environ[name]}" for name in names if name in os.en
 signal.signal(signal.SIGUSR1, lambda *_: sys.exit(138))
 open("started", "a").write(found + " : " + " ".join(sys.argv[1:]) + "\\n")
 if os.environ.get("VLLM_MODEL") and "rlattn.train" in sys.argv:  # a run waits for its server
-    while not any("vllm_serve" in line for line in open("started")):
+    while not any("vllm_serve --model" in line for line in open("started")):
         time.sleep(0.05)
 if os.environ.get("FAKE_RUN") == "long" and "rlattn.train" in sys.argv:
     time.sleep(600)
