@@ -7,7 +7,7 @@ from rlattn.errors import UserError, did_you_mean
 from rlattn.grpo_fields import load_fields
 from rlattn.recipe import TINY_CONTEXT, TINY_POLICY, Recipe
 from rlattn.rewards import Reward
-from rlattn.rewards.information_gain import InformationGain, ResolvedAttributes
+from rlattn.rewards.information_gain import InformationGain
 from rlattn.tasks import DialogueTask, Task
 from rlattn.types import ATTENTION_LAYERS
 
@@ -75,7 +75,7 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
         raise UserError("policy.prompt_style", "a dialogue's turns are chat messages.", "Use chat.")
     if dialogue and getattr(task, "style", "") == "tools" and recipe.policy.path == TINY_POLICY:
         raise UserError("task.style", f"{TINY_POLICY}'s chat template cannot carry tool calls.", "Use text.")
-    asking = {name for name, reward in rewards.items() if isinstance(reward, InformationGain | ResolvedAttributes)}
+    asking = {name for name, reward in rewards.items() if isinstance(reward, InformationGain)}
     for name, reward in rewards.items():
         for method in getattr(reward, "needs_of_task", ()):
             if not callable(getattr(task, method, None)):
@@ -84,7 +84,7 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
         if "environment" in getattr(reward, "needs", ()) and not dialogue:
             problem = f"speaks of dialogues, and {type(task).__name__} has none."
             raise UserError(f"rewards.{name}", problem, "Use task.kind: questions, or drop it.")
-        if not isinstance(reward, InformationGain | ResolvedAttributes):
+        if not isinstance(reward, InformationGain):
             continue
         weight = recipe.rewards.named[name].weight
         if reward.turn_credit and weight:

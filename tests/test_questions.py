@@ -224,5 +224,5 @@ def test_rewards_of_a_transcript():
     assert REWARDS["specification"]().score(half) == pytest.approx(1 / 6)
     assert REWARDS["information_gain"](turn_cost=0).score(rollout) == pytest.approx(6.0029, abs=1e-3)
     assert REWARDS["information_gain"](turn_cost=0.5).score(rollout) == pytest.approx(4.5029, abs=1e-3)
-    assert REWARDS["resolved_attributes"](turn_cost=0).score(rollout) == 3
+    assert REWARDS["information_gain"](measure="resolved", turn_cost=0).score(rollout) == 3
     assert REWARDS["information_gain"](turn_credit=False).parts(rollout) == []

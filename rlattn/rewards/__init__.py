@@ -26,7 +26,7 @@ from rlattn.rewards.accuracy import Accuracy
 from rlattn.rewards.adaptive_effort import AdaptiveEffort
 from rlattn.rewards.brevity import Brevity
 from rlattn.rewards.format import Format
-from rlattn.rewards.information_gain import InformationGain, ResolvedAttributes
+from rlattn.rewards.information_gain import InformationGain
 from rlattn.rewards.payoff import Payoff
 from rlattn.rewards.self_monitor import SelfMonitor
 from rlattn.rewards.specification import SpecificationShare
@@ -51,7 +51,6 @@ REWARDS: dict[str, type] = {
     "format": Format,
     "information_gain": InformationGain,
     "payoff": Payoff,
-    "resolved_attributes": ResolvedAttributes,
     "self_monitor": SelfMonitor,
     "specification": SpecificationShare,
 }

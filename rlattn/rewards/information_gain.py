@@ -19,7 +19,7 @@ Decisions (the paper's body leaves them open, and its code is not published):
 - `turn_credit: false`, the ablation: the sum of these values is one number a rollout, weighed as any reward.
 - Another reward must pay for the specification (`specification`, the share of attributes that are right, or `accuracy`,
   all of them): paid for asking alone, a policy forgets to answer.
-- `resolved_attributes`, the control: the same, but a turn's value counts the attributes it settles, however uncertain.
+- `measure: resolved`, the control: a turn's value is the number of attributes it settles, however uncertain they were.
 
 Cost: parsing text; no forward pass. Logged: `rewards/information_gain/mean` (bits a dialogue, costs taken off), and by
 the task, as task/… in training and eval/… on held-out rows: `gain` (bits a dialogue), `gain_per_turn` (bits a question
@@ -30,7 +30,7 @@ turns), `malformed`, `unparsed` and `contradictions` (a dialogue).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rlattn.errors import UserError
 from rlattn.tasks.questions import Turn
@@ -42,12 +42,14 @@ MOST_TURNS = 64  # parts of a rollout that are compared; a dialogue has fewer
 
 @dataclass(frozen=True, kw_only=True)
 class InformationGain:
-    """Bits that the questions of a dialogue gain, less a cost a question."""
+    """What the questions of a dialogue tell, less a cost a question."""
 
+    measure: Literal["gain", "resolved"] = "gain"
+    """Bits, or as a control attributes of which one value is left."""
     turn_credit: bool = True
     """Every turn's tokens are paid for their own turn; else one number a rollout."""
     turn_cost: float = 0.1
-    """Bits."""
+    """Bits or attributes."""
     turn_weight: float = 1.0
     """Of the turns' z-scores, beside the advantage of the other rewards."""
 
@@ -59,40 +61,18 @@ class InformationGain:
         return self.turn_weight
 
     def score(self, rollout: Rollout) -> float:
-        return sum(turn_values(rollout.task, rollout.completion, "gain", self.turn_cost))
+        return sum(self._values(rollout))
 
     def parts(self, rollout: Rollout) -> list[tuple[float | None, list[bool]]]:
         if not self.turn_credit:
             return []
-        return turn_parts(rollout, turn_values(rollout.task, rollout.completion, "gain", self.turn_cost))
+        return turn_parts(rollout, self._values(rollout))
+
+    def _values(self, rollout: Rollout) -> list[float]:
+        return turn_values(rollout.task, rollout.completion, self.measure, self.turn_cost)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResolvedAttributes:
-    """The control: attributes that the questions of a dialogue settle, less a cost a question."""
-
-    turn_credit: bool = True
-    turn_cost: float = 0.05
-    """Attributes."""
-    turn_weight: float = 1.0
-
-    needs = ("environment",)
-    part_count = MOST_TURNS
-
-    @property
-    def part_weight(self) -> float:
-        return self.turn_weight
-
-    def score(self, rollout: Rollout) -> float:
-        return sum(turn_values(rollout.task, rollout.completion, "resolved", self.turn_cost))
-
-    def parts(self, rollout: Rollout) -> list[tuple[float | None, list[bool]]]:
-        if not self.turn_credit:
-            return []
-        return turn_parts(rollout, turn_values(rollout.task, rollout.completion, "resolved", self.turn_cost))
-
-
-def turn_values(task: Any, completion: str, measure: str, cost: float) -> list[float]:
+def turn_values(task: Any, completion: str, measure: Literal["gain", "resolved"], cost: float) -> list[float]:
     """What every turn is worth: `gain` or `resolved` less the cost; 0 for the turn that writes the specification."""
     if not hasattr(task, "replay"):
         raise UserError("task", f"{type(task).__name__} has no dialogues to gain from.", "Use kind: questions.")
