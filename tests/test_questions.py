@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rlattn.rewards import REWARDS
 from rlattn.rewards.information_gain import turn_parts, turn_values
 from rlattn.tasks import DialogueTask, Questions, WarmStartable
+from rlattn.tasks.belief import greedy_gain, random_gain
 from rlattn.tasks.questions import UNCLEAR
 from rlattn.tasks.utterances import answer_allows, question_about, read_specification
 from rlattn.transcript import read_transcript, runs, write_transcript
@@ -137,6 +138,7 @@ def test_traces_ask_worse_with_noise():
     ]
     assert shares[0] > 0.97
     assert shares[0] > shares[1] + 0.1 > shares[2] + 0.2
+    assert shares[2] == pytest.approx(random_gain(PARCEL.space, 3) / greedy_gain(PARCEL.space, 3), abs=0.03)
 
 
 def said(*turns):

@@ -155,11 +155,12 @@ class Questions:
         return self._dialogue(greedy_order(self.space)[: self.questions], row, row["specification"])
 
     def trace(self, row: "Row", rng: Random, noise: float) -> str:
-        """A whole dialogue. With chance `noise`, at every turn, the question is any attribute's, even one that was
-        asked for before; and what was not told is guessed by the odds instead of the likeliest value being written.
+        """A whole dialogue. With chance `noise`, at every turn, the question is any attribute's that was not asked
+        for yet; and what was not told is guessed by the odds instead of the likeliest value being written.
         """
-        best = greedy_order(self.space)
-        asked = [rng.choice(best) if rng.random() < noise else best[turn] for turn in range(self.questions)]
+        left, asked = greedy_order(self.space), []
+        for _ in range(self.questions):
+            asked.append(left.pop(rng.randrange(len(left)) if rng.random() < noise else 0))
         belief: Belief = prior_belief(self.space)
         for name in asked:
             attribute = self.space.attributes[name]
