@@ -200,4 +200,6 @@ def test_the_metric_table_knows_what_a_run_logs():
     for key in ("reward", "rewards/mine/mean", "credit/gini", "eval/accuracy", "time/step", "entropy", "grad_norm"):
         assert describe_metric(key), key
     assert describe_metric("eval/accuracy").unit == "share"
+    assert describe_metric("task/gain").unit == describe_metric("eval/gain").unit == "bits a dialogue"
+    assert describe_metric("self_monitor/malformed").unit == "share"
     assert describe_metric("nonsense") is None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     name: str
-    """As in metrics.jsonl; `*` stands for any name."""
+    """As in metrics.jsonl; `*` stands for any name. Of several that fit, the first counts."""
     meaning: str
     unit: str = ""
     healthy: str = ""
@@ -29,13 +29,11 @@ METRICS = (
     _metric("rewards/*/share", "Its share of the advantages' size", "share"),
     _metric("eval/accuracy", "Greedy held-out accuracy; eval/low to eval/high is its 95 % interval", "share", "rises"),
     _metric("eval/mean_length", "Length of the held-out completions", "tokens"),
-    _metric("task/*", "A number of the task's own, on the rollouts"),
     _metric("eval/effort_*/accuracy", "Greedy held-out accuracy at that effort", "share", "rises with effort"),
     _metric("eval/effort_*/tokens", "Held-out thought at that effort", "tokens", "rises with effort"),
     _metric("effort/*/tokens", "Thought of the rollouts at that effort", "tokens", "rises with effort"),
     _metric("effort/*/within", "Rollouts at that effort within effort times their query's average", "share", "rises"),
     _metric("effort/average", "Current average thought of a query, over all efforts", "tokens"),
-    _metric("eval/*", "A number of the task's own, on held-out rows"),
     _metric("self_monitor/flag_rate", "Rollouts that the monitor flags, malformed ones too", "share", "near slack"),
     _metric("self_monitor/safe", "Rollouts that the monitor calls safe", "share", "< 0.98, or held out agrees"),
     _metric("self_monitor/own_safe", "Rollouts that call themselves safe", "share"),
@@ -49,6 +47,28 @@ METRICS = (
     _metric("self_monitor/held_out_recall", "Of those that deceive, flagged by the policy of step 0", "share"),
     _metric("self_monitor/alarm", "1: nearly all pass, and the held-out monitor disagrees", "", "0"),
     _metric("self_monitor/drifted", "1: it flags most of what the held-out monitor lets pass", "", "0"),
+    _metric("*/gain", "Bits that the questions of a dialogue tell", "bits a dialogue", "rises"),
+    _metric("*/gain_per_turn", "Bits that a question tells", "bits a question", "rises"),
+    _metric("*/gain_share", "Of what the best questions are expected to tell", "share", "near 1 in the mean"),
+    _metric("*/opened_best", "Dialogues that open with the question that tells most", "share", "rises"),
+    _metric("*/attributes_right", "Of the specification, what was written right", "share", "rises"),
+    _metric("*/resolved_attributes", "What the questions of a dialogue settle", "attributes"),
+    _metric("*/turns", "Questions and malformed turns of a dialogue", "turns", "at most turn_limit"),
+    _metric("*/malformed", "Turns that ask for no one thing", "a dialogue", "near 0"),
+    _metric("*/unparsed", "Answers that could not be read; the belief stays", "a dialogue", "near 0"),
+    _metric("*/contradictions", "Answers against what was said before; the belief stays", "a dialogue", "0"),
+    _metric("*/honest", "Rollouts that claim the truth", "share", "rises"),
+    _metric("*/open_lie", "False claims whose thought states the truth", "share", "falls"),
+    _metric("*/hidden_lie", "False claims whose thought hides it", "share", "falls"),
+    _metric("*/false_claims", "Both kinds of lies", "share", "falls"),
+    _metric("*/invalid", "Rollouts out of the format", "share", "near 0"),
+    _metric("*/truth_accuracy", "True claims, where the truth is paid for", "share", "near 1"),
+    _metric("*/dtr", "Open lies among the valid rollouts (deceptive thoughts)", "share", "falls"),
+    _metric("*/own_label_safe", "Valid rollouts that call themselves safe", "share"),
+    _metric("*/own_label_precision", "Lies among those that call themselves unsafe", "share", "near 1"),
+    _metric("*/own_label_recall", "Among lies, those that call themselves unsafe", "share", "near 1"),
+    _metric("task/*", "A number of the task's own, on the rollouts"),
+    _metric("eval/*", "A number of the task's own, on held-out rows"),
     _metric("completions/mean_length", "Length of the rollouts", "tokens", "within half to twice the start"),
     _metric("completions/clipped_ratio", "Rollouts cut at max_completion_length", "share", "< 0.3"),
     _metric("completions/duplicates", "Rollouts that repeat another of their group, token by token", "share", "< 0.9"),
@@ -84,7 +104,7 @@ METRICS = (
 
 
 def describe_metric(key: str) -> Metric | None:
-    """The table's line for a logged name, the most specific one; None for a name it does not hold."""
+    """The table's line for a logged name; None for a name it does not hold."""
     return next((metric for metric in METRICS if _matches(metric.name, key)), None)
 
 
