@@ -1,12 +1,14 @@
 """Glue: no rank waits for one that failed or hangs. A thread on every rank, and a word in the launcher's store.
 
 Where a rank ends with an error, the others learn of it within a second, tell it as their last line and exit. Where a
-rank stays in one phase for `resume.stall_seconds`, all exit, and the rank and its phase are named. The store is
-torchrun's (`MASTER_ADDR`, `MASTER_PORT`); a single process only watches itself. Cost: a few small requests a second.
+rank stays in one phase for `resume.stall_seconds`, all exit, and the rank and its phase are named. Where
+`rlattn train --ranks` is killed, its ranks save and stop, as at SIGTERM. The store is the launcher's (`MASTER_ADDR`,
+`MASTER_PORT`); a single process only watches itself. Cost: a few small requests a second.
 """
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,7 +19,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 
 from rlattn.errors import UserError, describe
 from rlattn.phases import TIMED, Phases
-from rlattn.ranks import rank, world_size
+from rlattn.ranks import orphaned, rank, say, world_size
 
 POLL_SECONDS = 1.0
 PATIENCE = 5.0  # for a rank that meets the same error by itself, with a better message
@@ -55,14 +57,20 @@ class Watchdog:
         self.over.set()
 
     def _watch(self) -> None:
-        while world_size() > 1 and self.store is None and not self.over.is_set():
+        while world_size() > 1 and self.store is None and not self.over.is_set() and not orphaned():
             self.store = _store()  # rank 0 may take its time before it offers one
             self.over.wait(0 if self.store else POLL_SECONDS)
         self.connected.set()
-        warned = -1
+        warned, lost = -1, False
         while not self.over.wait(POLL_SECONDS):
+            if orphaned():
+                say("\nrlattn: the process that started the ranks is gone: they save and stop.")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             entered, phase = self.phases.entered, self.phases.now
             stayed = time.monotonic() - self.phases.since if phase in TIMED else 0.0  # loading may take its time
+            if lost and phase in TIMED:
+                self._leave("the launcher or rank 0 is gone")
             try:
                 if self.store and self.store.check([FAILURE]):
                     self._leave(self.store.get(FAILURE).decode())
@@ -71,9 +79,7 @@ class Watchdog:
                 if stayed > self.stall_seconds:
                     self._leave(self._tell(f"no progress for {stayed:.0f} s: {self._stalled()}"))
             except RuntimeError:
-                self.store = None
-                if phase in TIMED:
-                    self._leave("the launcher or rank 0 is gone")
+                self.store, lost = None, True  # a killed launcher's store goes a moment before the launcher does
             if stayed > self.stall_seconds / 2 and warned != entered and rank() == 0:
                 warned = entered
                 print(
