@@ -35,11 +35,11 @@ from rlattn.watchdog import Watchdog
 def train(recipe: Recipe) -> None:
     """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
     phases = Phases()
-    with Watchdog(phases, recipe.resume.stall_seconds):
-        record(_train)(recipe, phases)  # torchrun then ends with the first error of any rank
+    with Watchdog(phases, recipe.resume.stall_seconds) as watchdog:
+        record(_train)(recipe, watchdog)  # torchrun then ends with the first error of any rank
 
 
-def _train(recipe: Recipe, phases: Phases) -> None:
+def _train(recipe: Recipe, watchdog: Watchdog) -> None:
     began = time.monotonic()
     if open_run(recipe) is None:
         say(
@@ -79,7 +79,7 @@ def _train(recipe: Recipe, phases: Phases) -> None:
     )
     if is_main() and "wandb" in tracking.report_to:
         os.environ |= {k: v for k, v in wandb_environment(recipe.run_dir).items() if k not in os.environ}
-    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log, phases)
+    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log, watchdog.phases)
     evaluation.trainer = trainer
     checkpoint = same_on_all_ranks(recipe.run_dir / "checkpoints", checkpoint)
     if isinstance(shown, LiveTable):
@@ -109,6 +109,7 @@ def _train(recipe: Recipe, phases: Phases) -> None:
         finish(setup, evaluation.latest, result, time.monotonic() - began, start_step)
     if lock:
         lock.release()
+    watchdog.wait_for_rank_0()
     if torch.distributed.is_initialized():
         trainer.accelerator.end_training()
 

@@ -13,7 +13,9 @@ from rlattn.errors import UserError
 from rlattn.tracking import read_rows
 
 STOPPING = """
-import os, signal, time
+import atexit, json, os, time
+if os.environ.get("RANK") == "1":
+    atexit.register(lambda: open("left", "w").write(",".join(json.load(open("run/summary.json")))))
 class Stopping:
     def prepare(self, batch):
         number = int(os.environ.get("STOP", "0"))
@@ -34,6 +36,7 @@ def test_ranks_whose_parent_is_told_to_stop_or_killed_save_and_the_same_command_
         "train", "quickstart", *SMALL, "--ranks", "2", "output_dir=run", "trainer.save_steps=50",
         "rewards={accuracy: {}, stopping: {python: 'stopping:Stopping'}}", "trainer.per_device_train_batch_size=4",
         "policy.warm_start={steps: 2, batch_size: 4}", "task.eval_rows=2", "trainer.max_completion_length=24",
+        "policy.supervised_control=true",
     )  # fmt: skip
     monkeypatch.setenv("STOP", str(int(number)))
     stopped = rlattn(*command, cwd=tmp_path)  # until all have closed their output: the ranks too
@@ -43,6 +46,7 @@ def test_ranks_whose_parent_is_told_to_stop_or_killed_save_and_the_same_command_
     monkeypatch.delenv("STOP")
     again = rlattn(*command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+    assert "supervised_control" in (tmp_path / "left").read_text()  # rank 1 stayed until rank 0 was through
     assert [row["step"] for row in read_rows(tmp_path / "run/metrics.jsonl")] == [0, 1, 2, 3]
     assert json.loads((tmp_path / "run/environment.json").read_text())["world_size"] == 2
 
