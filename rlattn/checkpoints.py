@@ -2,7 +2,7 @@
 
 Written into `.partial/`, listed with sizes and SHA-256 in `manifest.json`, flushed to the disk, renamed. What is in
 `.partial/` is never read. Every rank must see the same folder. Cost: each file is read once after it was written, and
-once on every rank before a run goes on.
+once more, on rank 0, before a run goes on.
 """
 
 import hashlib

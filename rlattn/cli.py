@@ -71,8 +71,10 @@ def train(
     from rlattn.ranks import world_size
     from rlattn.recipe import load_recipe
     from rlattn.rules import check_installed, check_recipe
+    from rlattn.terminal import outlive_terminal
     from rlattn.tracking import open_run
 
+    outlive_terminal()
     started = ranks_to_start(ranks)
     parsed = load_recipe(recipe, [*(overrides or []), *strategy_of_accelerate()])
     if parsed.hub_ids:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -65,6 +67,33 @@ def generate_texts(
     ):
         completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, 1)
     return [decode(tokenizer, ids) for ids in completion_ids][: len(prompts)]
+
+
+def seed_requests(trainer: AttentionGRPOTrainer) -> None:
+    """Under vLLM in this process, seeds every sampled request by (seed, step, row): a run that goes on asks the same.
+
+    TRL gives all rows of a call one SamplingParams, in which a seed would make the rollouts of a group alike; vLLM
+    takes one a row as well. With a vLLM server nothing is done: TRL sends it all prompts in one request, which has one
+    seed. Cost: vLLM's sampler draws for seeded requests one by one.
+    """
+    engine: Any = trainer.vllm_generation
+    if engine.mode != "colocate":
+        return
+    generate = engine.llm.generate
+    group = trainer.accelerator.process_index // engine.tensor_parallel_size  # one engine: its ranks must agree
+    calls: Counter[int] = Counter()  # of a step
+
+    def generate_seeded(prompts: list[Any], sampling_params: Any, **options: Any) -> Any:
+        if not sampling_params.temperature:  # greedy; evaluation is not repeated when a run goes on
+            return generate(prompts, sampling_params=sampling_params, **options)
+        calls[trainer._step] += 1
+        of_rows = [copy.copy(sampling_params) for _ in prompts]
+        for row, own in enumerate(of_rows):
+            key = f"{trainer.args.seed} {trainer._step} {calls[trainer._step]} {group} {row}"
+            own.seed = random.Random(key).getrandbits(31)
+        return generate(prompts, sampling_params=of_rows, **options)
+
+    engine.llm.generate = generate_seeded
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from rlattn.errors import UserError
-from rlattn.ranks import world_size
+from rlattn.ranks import LAUNCHER, world_size
 
 # What the ranks are told when this process gets a signal: both make them save and stop (rlattn.stopping).
 PASSED_ON = {
@@ -92,6 +92,7 @@ def launch(arguments: Sequence[str], *, ranks: int, grace_seconds: float, on_gpu
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        LAUNCHER: str(os.getpid()),
     }
     received: list[int] = []
 

@@ -4,6 +4,8 @@ import os
 
 from rlattn.errors import UserError
 
+LAUNCHER = "RLATTN_LAUNCHER"  # in a rank's environment: the process id of the `rlattn train --ranks` that started it
+
 
 def rank() -> int:
     return _number("RANK", 0)
@@ -15,6 +17,11 @@ def is_main() -> bool:
 
 def world_size() -> int:
     return _number("WORLD_SIZE", 1)
+
+
+def orphaned() -> bool:
+    """Whether the `rlattn train --ranks` that started this process is gone. False under any other launcher."""
+    return os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid())
 
 
 def say(text: str) -> None:

@@ -4,7 +4,8 @@ Exact means: every input of the next step is restored, so that a run that was ki
 that was not, bit for bit where its kernels are deterministic (a CPU). Restored here: the order of the prompts in later
 epochs, the place inside a generation window and its rollouts (one file a rank), what waits for the next log line, the
 state of rewards, lagged policies and calibrated heads. transformers restores weights, optimizer, schedule and random
-numbers. Not restored: the reference policy that `sync_ref_model` moves, and vLLM's own random numbers.
+numbers. Not restored: the reference policy that `sync_ref_model` moves, and a vLLM server's random numbers; in colocate
+mode requests are seeded (`rlattn.generation.seed_requests`).
 """
 
 from __future__ import annotations

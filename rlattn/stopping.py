@@ -1,4 +1,4 @@
-"""Glue: SIGTERM and SIGUSR1 end a run after the step in progress, on all ranks alike, with a checkpoint.
+"""Glue: SIGTERM, SIGUSR1 and a closed terminal end a run after the step in progress, on all ranks alike, and it saves.
 
 The ranks agree at the end of every step (one number a rank), so that none saves or stops alone. A signal is seen by a
 thread of its own: the main one may sit in a collective call that never returns, where Python runs no handlers.
@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopSignals(TrainerCallback):
     """From `listen` to `leave` the process no longer ends at these signals; `stopped_by` is the one that ended the run.
 
+    One that is ignored already stays so: SIGHUP under nohup and in the ranks of `--ranks`, whose parent passes it on.
     Where the ranks do not come to the end of a step within `grace_seconds`, the process exits by itself: the run then
     goes on from the last checkpoint. Exit code: 128 + the signal's number, 143 for SIGTERM.
     """
@@ -35,13 +36,14 @@ class StopSignals(TrainerCallback):
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        for number in SIGNALS:
+        self._heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        for number in self._heeded:
             signal.signal(number, lambda *_: None)
         threading.Thread(target=self._wait_for_signal, daemon=True).start()
 
     def leave(self) -> None:
         signal.set_wakeup_fd(-1)
-        for number in SIGNALS:
+        for number in self._heeded:
             signal.signal(number, signal.SIG_DFL)
         self._agreed.set()
 

@@ -144,6 +144,7 @@ def environment(recipe: Recipe, world_size: int) -> dict[str, Any]:
 
 def sound_checkpoint(recipe: Recipe, world_size: int) -> Path | None:
     """The newest checkpoint that is whole, every byte of it read; None where there is none yet. Says what it skips.
+    Rank 0 only: the others wait for its choice.
 
     Raises:
         UserError: all are damaged, or another number of ranks wrote it and DeepSpeed would have to read it.

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from rlattn.callbacks import Alarms, HeldOutEvaluation, MetricsFile, Progress
-from rlattn.checkpoints import checkpoint_step
+from rlattn.checkpoints import checkpoint_step, checkpoints, problem
 from rlattn.closing import finish
 from rlattn.errors import UserError
 from rlattn.live import LiveTable
@@ -35,11 +35,11 @@ from rlattn.watchdog import Watchdog
 def train(recipe: Recipe) -> None:
     """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
     phases = Phases()
-    with Watchdog(phases, recipe.resume.stall_seconds):
-        record(_train)(recipe, phases)  # torchrun then ends with the first error of any rank
+    with Watchdog(phases, recipe.resume.stall_seconds) as watchdog:
+        record(_train)(recipe, watchdog)  # torchrun then ends with the first error of any rank
 
 
-def _train(recipe: Recipe, phases: Phases) -> None:
+def _train(recipe: Recipe, watchdog: Watchdog) -> None:
     began = time.monotonic()
     if open_run(recipe) is None:
         say(
@@ -49,7 +49,7 @@ def _train(recipe: Recipe, phases: Phases) -> None:
         return
     lock = lock_run(recipe.run_dir) if is_main() else None
     try:
-        checkpoint = sound_checkpoint(recipe, world_size())
+        checkpoint = sound_checkpoint(recipe, world_size()) if is_main() else None
         start_step = checkpoint_step(checkpoint) if checkpoint else 0
         setup = prepare(recipe)
     except UserError:
@@ -79,12 +79,9 @@ def _train(recipe: Recipe, phases: Phases) -> None:
     )
     if is_main() and "wandb" in tracking.report_to:
         os.environ |= {k: v for k, v in wandb_environment(recipe.run_dir).items() if k not in os.environ}
-    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log, phases)
+    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log, watchdog.phases)
     evaluation.trainer = trainer
-    if len(set(gather_object([checkpoint.name if checkpoint else ""]))) > 1:
-        raise UserError(
-            "output_dir", f"the ranks find different checkpoints in {recipe.run_dir}.", "Use a folder all nodes see."
-        )
+    checkpoint = same_on_all_ranks(recipe.run_dir / "checkpoints", checkpoint)
     if isinstance(shown, LiveTable):
         shown.trainer = trainer
     if is_main() and "wandb" in tracking.report_to:
@@ -112,8 +109,23 @@ def _train(recipe: Recipe, phases: Phases) -> None:
         finish(setup, evaluation.latest, result, time.monotonic() - began, start_step)
     if lock:
         lock.release()
+    watchdog.wait_for_rank_0()
     if torch.distributed.is_initialized():
         trainer.accelerator.end_training()
+
+
+def same_on_all_ranks(folder: Path, checkpoint: Path | None) -> Path | None:
+    """The checkpoint that rank 0 has chosen, every byte read; here its sizes are looked at. Collective.
+
+    Raises:
+        UserError: the ranks see different folders.
+    """
+    name = gather_object([checkpoint and checkpoint.name])[0]
+    chosen = folder / name if name else None
+    if problem(chosen, hashes=False) if chosen else checkpoints(folder):
+        found = f"the ranks find different checkpoints in {folder}."
+        raise UserError("output_dir", found, "Use a folder all nodes see.")
+    return chosen
 
 
 def dry_run(recipe: Recipe) -> None:

@@ -18,7 +18,7 @@ from rlattn.attention.capture import Capture, batch_heads, capture
 from rlattn.checkpoints import PARTIAL
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
 from rlattn.dialogues import completion_text, trl_arguments
-from rlattn.generation import settings, stop_at
+from rlattn.generation import seed_requests, settings, stop_at
 from rlattn.phases import Phases, PhaseTimes
 from rlattn.resume import EpochOrder, RestorePlace, load_place, save_durably
 from rlattn.reward_glue import (
@@ -85,6 +85,8 @@ class AttentionGRPOTrainer(GRPOTrainer):
         super().__init__(*args, **{**kwargs, **trl_arguments(dialogue)})
         if dialogue is not None and self.tools:
             self.max_tool_calling_iterations = dialogue.questions
+        if self.use_vllm:
+            seed_requests(self)
         self.rows_in_hand: list[Row] = []  # of the batch that is being generated
         self._generations = 0  # of the tool loop that is being run
         self.reward_funcs = [guard(function) for function in self.reward_funcs]

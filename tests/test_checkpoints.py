@@ -116,16 +116,34 @@ def test_rotation_in_training_keeps_the_last(policy, tmp_path):  # noqa: F811
     assert torch.equal(weights(whole), weights(again))
 
 
-def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(tmp_path):
-    settings = (*SMALL, "trainer.save_steps=1", "output_dir=run")
-    assert rlattn("train", "quickstart", *settings, cwd=tmp_path).returncode == 0
+HASHING = """
+import hashlib, os
+digest = hashlib.file_digest
+def file_digest(*arguments):
+    open("hashed-by-" + os.environ.get("RANK", "0"), "w").close()
+    return digest(*arguments)
+hashlib.file_digest = file_digest
+class Silent:
+    def score(self, rollout): return None
+"""
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before_and_one_rank_hashes(ranks, tmp_path):
+    (tmp_path / "hashing.py").write_text(HASHING)
+    settings = (
+        *SMALL, "trainer.save_steps=1", "output_dir=run", "rewards.silent={python: 'hashing:Silent'}",
+        f"trainer.per_device_train_batch_size={8 // max(ranks, 1)}",
+    )  # fmt: skip
+    assert rlattn("train", "quickstart", *settings, cwd=tmp_path, ranks=ranks).returncode == 0
     rows = untimed(read_rows(tmp_path / "run/metrics.jsonl"))
     shutil.rmtree(tmp_path / "run/model")  # as if it had been killed before the end
     optimizer = tmp_path / "run/checkpoints/checkpoint-3/optimizer.pt"
     contents = optimizer.read_bytes()
     optimizer.write_bytes(contents[:-7] + bytes([contents[-7] ^ 4]) + contents[-6:])
-    result = rlattn("train", "quickstart", *settings, cwd=tmp_path)
+    result = rlattn("train", "quickstart", *settings, cwd=tmp_path, ranks=ranks)
     assert result.returncode == 0, result.stderr
+    assert [path.name for path in tmp_path.glob("hashed-by-*")] == ["hashed-by-0"]
     assert "checkpoint-3 is damaged and skipped: the contents of optimizer.pt have changed" in result.stdout
     assert "checkpoint-2\n" in result.stdout
     assert untimed(read_rows(tmp_path / "run/metrics.jsonl")) == rows

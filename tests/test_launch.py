@@ -13,32 +13,40 @@ from rlattn.errors import UserError
 from rlattn.tracking import read_rows
 
 STOPPING = """
-import os, signal, time
+import atexit, json, os, time
+if os.environ.get("RANK") == "1":
+    atexit.register(lambda: open("left", "w").write(",".join(json.load(open("run/summary.json")))))
 class Stopping:
     def prepare(self, batch):
-        if os.environ.get("STOP") and batch.step == 1 and os.environ["RANK"] == "0":
-            os.kill(os.getppid(), signal.SIGTERM)
-            time.sleep(2)  # the parent looks ten times a second
+        number = int(os.environ.get("STOP", "0"))
+        if number and batch.step == 1 and os.environ["RANK"] == "0":
+            os.kill(os.getppid(), number)
+            time.sleep(4)  # the parent looks ten times a second, its ranks look for it once
         return [None] * len(batch.rollouts)
     def score(self, rollout): return float(len(rollout.completion_ids) % 2)
 """
 
 
-def test_sigterm_to_the_parent_saves_on_all_ranks_and_the_same_command_goes_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_ranks_whose_parent_is_told_to_stop_or_killed_save_and_the_same_command_goes_on(
+    number, code, tmp_path, monkeypatch
+):
     (tmp_path / "stopping.py").write_text(STOPPING)
     command = (
         "train", "quickstart", *SMALL, "--ranks", "2", "output_dir=run", "trainer.save_steps=50",
         "rewards={accuracy: {}, stopping: {python: 'stopping:Stopping'}}", "trainer.per_device_train_batch_size=4",
         "policy.warm_start={steps: 2, batch_size: 4}", "task.eval_rows=2", "trainer.max_completion_length=24",
+        "policy.supervised_control=true",
     )  # fmt: skip
-    monkeypatch.setenv("STOP", "yes")
-    stopped = rlattn(*command, cwd=tmp_path)
-    assert stopped.returncode == 143, stopped.stderr
+    monkeypatch.setenv("STOP", str(int(number)))
+    stopped = rlattn(*command, cwd=tmp_path)  # until all have closed their output: the ranks too
+    assert stopped.returncode == code, stopped.stderr
     assert stopped.stdout.count("stopped by SIGTERM after step 2, saved in") == 1
     assert [path.name for path in (tmp_path / "run/checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
     monkeypatch.delenv("STOP")
     again = rlattn(*command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+    assert "supervised_control" in (tmp_path / "left").read_text()  # rank 1 stayed until rank 0 was through
     assert [row["step"] for row in read_rows(tmp_path / "run/metrics.jsonl")] == [0, 1, 2, 3]
     assert json.loads((tmp_path / "run/environment.json").read_text())["world_size"] == 2
 
