@@ -212,13 +212,16 @@ def report(
 ) -> None:
     """Write RUN/report.html: one page with curves, credited tokens and warnings; also while the run trains."""
     from rlattn.report import write_report
-    from rlattn.tracking import check_writable, is_run
+    from rlattn.tracking import holds_run
 
-    logs = ("metrics.jsonl", "recipe.yaml", "environment.json")
-    if not run.is_dir() or not (is_run(run) or any((run / log).is_file() for log in logs) or not any(run.iterdir())):
-        raise UserError(str(run), "is no run's folder.", "Expected the folder that `rlattn train` wrote, runs/NAME.")
-    check_writable(run)
-    print(f"Open in a browser: {write_report(run)}")
+    try:
+        if not run.is_dir() or not (holds_run(run) or not any(run.iterdir())):
+            expected = "Expected the folder that `rlattn train` wrote, runs/NAME."
+            raise UserError(str(run), "is no run's folder.", expected)
+        print(f"Open in a browser: {write_report(run)}")
+    except OSError as error:  # what cannot be read is told in the report itself
+        problem = f"report.html cannot be written there ({error.strerror})."
+        raise UserError(str(run), problem, "Copy the run elsewhere.") from None
 
 
 @app.command()
@@ -229,14 +232,19 @@ def compare(
     """Overlay runs: curves, a final table with intervals over seeds, and what their recipes differ in."""
     from rlattn.report import page
     from rlattn.report.compare import compare as compare_runs
-    from rlattn.report.terminal import show_tables
+    from rlattn.report.terminal import printable, show_tables
     from rlattn.tracking import write_text
 
     if not out.absolute().parent.is_dir() or out.is_dir():
         raise UserError("--out", f"{out} cannot be written.", "Name a file in a folder that exists.")
-    found = compare_runs(runs)
+    try:
+        found = compare_runs(runs)
+        write_text(out, page(found))
+    except OSError as error:
+        raise UserError(str(error.filename), f"cannot be read or written ({error.strerror}).") from None
     show_tables(found["tables"])
-    write_text(out, page(found))
+    for line in found["missing"]:
+        print(f"\n{printable(line)}")
     print(f"\nOpen in a browser: {out}")
 
 

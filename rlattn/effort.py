@@ -7,6 +7,7 @@ asks every held-out row at every effort.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -103,8 +104,12 @@ def thought_tokens(ids: Sequence[int], decode: Decode) -> int:
 def by_effort(values: Mapping[str, Any] | None) -> dict[str, tuple[float, float]]:
     """Effort -> accuracy and tokens of thought, from an evaluation's flat numbers; empty where there are none."""
     found = values or {}
-    names = sorted(key.split("/")[0] for key in found if key.startswith("effort_") and key.endswith("/tokens"))
-    return {name.removeprefix("effort_"): (found[f"{name}/accuracy"], found[f"{name}/tokens"]) for name in names}
+    efforts = sorted(match[1] for key in found if (match := re.fullmatch(r"effort_(\d\.\d\d)/tokens", key)))
+    return {
+        effort: (found[f"effort_{effort}/accuracy"], found[f"effort_{effort}/tokens"])
+        for effort in efforts
+        if f"effort_{effort}/accuracy" in found
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,7 +181,7 @@ def write_tokens(file: Path, rollouts: list[dict[str, Any]]) -> None:
         tables.append(pa.table(arrays, schema=schema))
     file.parent.mkdir(exist_ok=True)
     beside = file.with_name(f".{file.name}.partial")
-    pq.write_table(pa.concat_tables(tables), beside, compression="zstd")
+    pq.write_table(pa.concat_tables(tables), beside, compression="zstd", write_page_checksum=True)
     os.replace(beside, file)
 
 

@@ -24,6 +24,7 @@ from rlattn.recipe import Recipe, differences, load_recipe
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "wandb", "vllm")
 DIFFERENCES_SHOWN = 4
+LAST_STEP = 10**12
 
 
 def open_run(recipe: Recipe) -> int | None:
@@ -74,6 +75,12 @@ def is_run(folder: Path) -> bool:
         return "rlattn" in json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether something of a run is there to be read, however damaged."""
+    logs = ("metrics.jsonl", "recipe.yaml", "environment.json")
+    return any((folder / log).is_file() for log in logs) or bool(token_files(folder))
 
 
 def check_writable(folder: Path) -> None:
@@ -161,18 +168,23 @@ def sound_checkpoint(recipe: Recipe, world_size: int) -> Path | None:
     return checkpoint
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a jsonl file; a torn last line, as a kill leaves it, is left out."""
+def read_rows(path: Path, damaged: list[int] | None = None) -> Iterator[dict[str, Any]]:
+    """The objects of a jsonl file. Other lines, such as a torn last one that a kill leaves, are left out; their
+    numbers, from 1, go to `damaged`.
+    """
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                row = None
+            step = row.get("step") if isinstance(row, dict) else None
+            if type(step) is int and 0 <= step < LAST_STEP:
                 yield row
+            elif damaged is not None and line.strip():
+                damaged.append(number)
 
 
 def token_files(run: Path) -> list[tuple[int, Path]]:

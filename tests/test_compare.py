@@ -54,6 +54,32 @@ def test_what_is_no_run_is_refused(runs, tmp_path):
             compare(wrong)
 
 
+def test_a_damaged_run_is_compared_as_far_as_it_goes(runs, tmp_path, capsys):
+    with (runs[1] / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 2, "reward": 1' + 400 * "0" + '}\n{"step": 3, "rew')
+    for name in ("recipe.yaml", "metrics.jsonl"):
+        (runs[2] / name).write_text("\0")
+    with pytest.raises(SystemExit) as end:
+        main(["compare", *map(str, runs), "--out", str(tmp_path / "c.html")])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    assert "a/1: metrics.jsonl: lines that cannot be read are left out (4)." in told
+    assert "a/1: metrics.jsonl: what is no finite number is left out (reward)." in told
+    assert "b/0: recipe.yaml is missing, damaged or of another version; it is not compared." in told
+    assert "b/0: no step can be read." in told
+    assert "0.600 ± 1.271" in told and "credit.kind" not in told
+    assert "b/0: no step can be read." in (tmp_path / "c.html").read_text()
+
+
+def test_what_cannot_be_written_is_the_users_error(runs, tmp_path, capsys):
+    (runs[0] / "report.html").mkdir()
+    for command in (["report", str(runs[0])], ["compare", *map(str, runs), "--out", "/proc/c.html"]):
+        with pytest.raises(SystemExit) as end:
+            main(command)
+        assert end.value.code == 2
+        assert "written" in capsys.readouterr().err
+
+
 def test_a_report_is_written_into_runs_only(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(SystemExit) as end:

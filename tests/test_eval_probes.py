@@ -5,12 +5,13 @@ import json
 import threading
 
 import pytest
+import torch
 from evaluated import answers_in, evaluate, make_run, report_in
 from opposites import Opposites
 from test_eval_deception import BELIEF_ITEM, CONDITION_ITEM
 
 from rlattn.cli import main
-from rlattn.evaluation.perturbation import Trial, pick_places, summary
+from rlattn.evaluation.perturbation import Trial, fitting_batches, pick_places, summary
 
 TRAINER = "trainer={max_steps: 1, max_completion_length: 24, per_device_eval_batch_size: 5}"
 WARM = "policy.warm_start={steps: 30, batch_size: 8, learning_rate: 5e-3, noise: 0}"
@@ -78,6 +79,35 @@ def test_places_of_high_and_low_fai():
         assert (high, low) in {(1, 2), (10, 8)}  # the nearest of the two lowest
     assert pick_places([None, 1.0, None], random.Random(0)) is None
     assert pick_places([float("nan")] * 9, random.Random(0)) is None
+
+
+def test_continuations_are_batched_within_the_context():
+    lengths, left = [10, 19, 11, 18, 14], [10, 1, 9, 2, 6]  # each would fill a context of 20
+    assert fitting_batches(lengths, left, 4, None) == [[1, 3, 4, 2], [0]]
+    assert fitting_batches(lengths, left, 4, 23) == [[1, 3], [4, 2], [0]]
+    assert fitting_batches(lengths, left, 4, 20) == [[1], [3], [4], [2], [0]]
+
+
+def test_the_perturbation_test_stays_within_the_context(runs, tmp_path):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    from rlattn.plugins import build_task
+    from rlattn.prompts import chat_or_plain, render_ids
+    from rlattn.recipe import load_recipe
+
+    tokenizer, recipe = AutoTokenizer.from_pretrained(runs / "sums/model"), load_recipe(runs / "sums/recipe.yaml")
+    prompts = [chat_or_plain(row["prompt"], recipe.policy) for row in build_task(recipe).rows("eval")]
+    context = max(len(render_ids(tokenizer, prompt, {})) for prompt in prompts) + 40
+    # one that cannot read past its context: its positions are a table
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=context, n_embd=32, n_layer=2, n_head=4,
+        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    evaluate(tmp_path / "gpt2", "--probe", "perturbation", "--task", runs / "sums/recipe.yaml", "--out", tmp_path / "o")
+    assert figures_of(tmp_path / "o")["trials"] == 4
 
 
 def test_perturbation_figures_by_hand():

@@ -4,12 +4,14 @@ import html.parser
 import json
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rlattn.report import page, read_run, write_report
 from rlattn.report.alarms import enough_for_alarms, find_alarms
-from rlattn.report.data import POINTS, thinned
 from rlattn.report.metrics import describe_metric
+from rlattn.report.thin import shortened, spread, thinned
 from rlattn.token_log import write_tokens
 from rlattn.tracking import append_row
 
@@ -104,6 +106,31 @@ def damage_torn(run):
     (run / "tokens/step-000003.parquet").write_bytes(b"PAR1 torn")
 
 
+def damage_metrics(run):
+    with (run / "metrics.jsonl").open("a") as lines:
+        lines.write('[1]\n"x"\n\0\0\n{"reward": 1}\n{"step": true}\n{"step": 1' + 40 * "0" + "}\n")
+        lines.write('{"step": 3, "reward": "nan", "eval/accuracy": NaN, "eval/low": [1], "kl": 1' + 400 * "0" + "}\n")
+        lines.write('{"step": 4, "self_monitor/alarm": 1, "self_monitor/safe": "all", "eval/effort_x/tokens": 1}\n')
+
+
+def damage_disk(run):
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to("/proc/self/mem")  # reading it is an input/output error
+
+
+def damage_foreign(run):
+    pq.write_table(pa.table({"rollout": [1], "token": [None], "weight": [float("nan")]}), run / "tokens/step-3.parquet")
+    pq.write_table(pa.table({"rollout": ["a"], "token": ["b"], "reward": ["c"]}), run / "tokens/step-4.parquet")
+    (run / "tokens/step-5.parquet").mkdir()
+
+
+def damage_flipped(run):
+    (file,) = (run / "tokens").iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 8] ^= 255
+    file.write_bytes(content)
+
+
 def damage_old(run):
     shutil.rmtree(run / "tokens")
     (run / "heads.jsonl").unlink()
@@ -120,9 +147,16 @@ def damage_heads(run):
     ("damage", "said"),
     [
         (damage_nothing, "metrics.jsonl"),
-        (damage_torn, "step-000003.parquet cannot be read"),
+        (damage_torn, "step-000003.parquet: ArrowInvalid"),
+        (damage_torn, "metrics.jsonl: lines that cannot be read are left out (4)."),
+        (damage_torn, "Nothing to be read in summary.json."),
+        (damage_metrics, "metrics.jsonl: lines that cannot be read are left out (4, 5, 6, 7, 8 and 1 more)."),
+        (damage_metrics, "no finite number is left out (eval/accuracy, eval/low, kl, reward, self_monitor/safe)."),
+        (damage_disk, "metrics.jsonl cannot be read (Input/output error)."),
+        (damage_foreign, "left out (step-4.parquet: ValueError, step-5.parquet: "),
+        (damage_flipped, "step-000002.parquet: OSError"),
         (damage_old, "tokens/"),
-        (damage_heads, "heads.jsonl"),
+        (damage_heads, "Nothing to be read in heads.jsonl."),
     ],
 )
 def test_a_damaged_folder_gives_a_report_of_what_is_there(tmp_path, damage, said):
@@ -134,21 +168,6 @@ def test_a_damaged_folder_gives_a_report_of_what_is_there(tmp_path, damage, said
     assert write_report(run).is_file()
 
 
-def test_a_long_run_stays_small(tmp_path):
-    for step in range(5000):
-        append_row(tmp_path / "metrics.jsonl", {"step": step, **{f"credit/m{i}": step * 0.7 + i for i in range(20)}})
-    words = [f"w{i}" for i in range(1000)]
-    for step in range(10, 10 * 70, 10):
-        write_tokens(tmp_path / f"tokens/step-{step:06d}.parquet", [rollout(n, words) for n in range(8)])
-    report = write_report(tmp_path)
-    assert report.stat().st_size < 15e6
-    data = read_run(tmp_path)
-    steps = {one["step"] for one in data["tokens"]["rollouts"]}
-    assert {10, 690} <= steps and len(data["tokens"]["rollouts"]) > 300
-    assert any("of 69 logged steps" in line for line in data["missing"])
-    assert all(len(curve["series"][0]["points"]) <= POINTS for curve in data["curves"])
-
-
 def test_thinned_curves_keep_their_extremes():
     points = [[i, 0.0] for i in range(10_000)]
     points[4321][1], points[7777][1] = 5.0, -3.0
@@ -156,6 +175,17 @@ def test_thinned_curves_keep_their_extremes():
     assert [4321, 5.0] in kept and [7777, -3.0] in kept
     assert kept[0] == points[0] and kept[-1] == points[-1]
     assert kept == sorted(kept)
+
+
+def test_the_beginning_of_a_spread_order_is_spread():
+    assert spread(list(range(9))) == [0, 8, 4, 2, 6, 1, 3, 5, 7]
+    assert spread([1]) == [1] and spread([]) == []
+
+
+def test_a_shortened_text_says_how_much_is_gone():
+    assert shortened("all", 10) == "all"
+    assert shortened("a" * 500 + "b" * 500, 102) == 50 * "a" + " [… 900 characters left out …] " + 50 * "b"
+    assert len(json.dumps(shortened("的" * 10_000, 600))) < 700
 
 
 def rows(key, early, late):

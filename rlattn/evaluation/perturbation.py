@@ -46,6 +46,23 @@ def pick_places(fai_T: Sequence[float | None], rng: Random) -> tuple[int, int] |
     return high, low
 
 
+def fitting_batches(lengths: Sequence[int], left: Sequence[int], size: int, context: int | None) -> list[list[int]]:
+    """Texts of `lengths` tokens, each to be continued by up to `left`, as batches of up to `size` of their numbers.
+
+    A batch is continued by what its neediest text needs: its longest text has room for that in the context. Texts with
+    as much left stand together, so that few tokens are written for nothing.
+    """
+    batches: list[list[int]] = []
+    for one in sorted(range(len(lengths)), key=lambda one: (left[one], lengths[one])):
+        batch = [*(batches[-1] if batches else []), one]
+        needed = max(lengths[i] for i in batch) + max(left[i] for i in batch)
+        if batches and len(batch) <= size and (context is None or needed <= context):
+            batches[-1] = batch
+        else:
+            batches.append([one])
+    return batches
+
+
 def summary(trials: Sequence[Trial], skipped: int) -> dict[str, Any]:
     """The two overlaps, and how often that at high FAI is the lower one.
 
@@ -78,7 +95,6 @@ def perturb(loaded: "Loaded", completions: Sequence[list[int]], prompts: Sequenc
     import torch
 
     from rlattn.attention import rhythm_signals
-    from rlattn.evaluation.answers import batches
     from rlattn.generation import end_tokens
     from rlattn.progress import progress
 
@@ -105,17 +121,18 @@ def perturb(loaded: "Loaded", completions: Sequence[list[int]], prompts: Sequenc
         for index, places, news in jobs
         for place, new in zip(places, news, strict=True)
     ]
-    written: list[list[int]] = []
+    left = [plan.max_new_tokens - place - 1 for _, places, _ in jobs for place in places]
+    written: dict[int, list[int]] = {}
     with progress("continued", len(changed)) as update:
-        for batch in batches(changed, plan.batch_size):
-            written += loaded.write(list(batch))
+        for batch in fitting_batches([len(ids) for ids in changed], left, plan.batch_size, loaded.context):
+            new_tokens = max(left[one] for one in batch)
+            written |= zip(batch, loaded.write([changed[one] for one in batch], max_new_tokens=new_tokens), strict=True)
             update(len(written), f"{len(jobs)} responses, each changed twice")
     trials = []
     for number, (index, (high, low), _) in enumerate(jobs):
         overlaps = []
-        for place, new in zip((high, low), written[2 * number : 2 * number + 2], strict=True):
-            before = completions[index][place + 1 :]
-            overlaps.append(jaccard(before, new[: plan.max_new_tokens - place - 1]))
+        for one, place in zip((2 * number, 2 * number + 1), (high, low), strict=True):
+            overlaps.append(jaccard(completions[index][place + 1 :], written[one][: left[one]]))
         trials.append(
             Trial(
                 item=index,

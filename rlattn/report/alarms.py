@@ -115,7 +115,7 @@ def _monitor(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     if not judged:
         return []
     safe, flagged, held_out = (
-        judged[-1].get(f"self_monitor/{n}", 0.0) for n in ("safe", "flag_rate", "held_out_flag_rate")
+        sum(values(judged[-1:], f"self_monitor/{n}")) for n in ("safe", "flag_rate", "held_out_flag_rate")
     )
     if judged[-1]["self_monitor/alarm"]:
         text = (

@@ -10,12 +10,14 @@ from typing import Any
 
 from rlattn.errors import UserError
 from rlattn.recipe import load_recipe
-from rlattn.report.data import curves, number
-from rlattn.tracking import is_run, read_rows, read_summary
+from rlattn.report.data import curves
+from rlattn.report.logs import read_metrics
+from rlattn.tracking import holds_run, read_summary
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond them, the next lower one is a little too wide.
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 14: 2.145, 29: 2.045}
 OVERLAID = ("reward", "eval/accuracy", "completions/mean_length", "entropy", "kl", "grad_norm", "time/step")
+TABLED = ("step", "eval/low", "eval/high", "num_tokens")
 
 
 def compare(runs: list[Path]) -> dict[str, Any]:
@@ -27,13 +29,20 @@ def compare(runs: list[Path]) -> dict[str, Any]:
     if len(runs) < 2:
         raise UserError("RUN", "expected at least two runs to compare.", "`rlattn report RUN` shows one.")
     for run in runs:
-        if not is_run(run):
-            raise UserError(str(run), "is no run folder of rlattn's.", "Expected a folder with environment.json.")
-    names = labels(runs)
-    rows = {name: sorted(read_rows(run / "metrics.jsonl"), key=lambda r: r["step"]) for name, run in zip(names, runs)}
-    recipes = {name: flat_recipe(run) for name, run in zip(names, runs)}
+        if not holds_run(run):
+            raise UserError(
+                str(run), "is no run's folder.", "Expected the folder that `rlattn train` wrote, runs/NAME."
+            )
+    names, missing = labels(runs), []
+    rows, recipes = {}, {}
+    for name, run in zip(names, runs):
+        lost: list[str] = []
+        rows[name] = [{k: row[k] for k in row if k in TABLED or overlaid(k)} for row in read_metrics(run, lost)]
+        recipes[name] = flat_recipe(run, lost)
+        missing += [f"{name}: {line}" for line in [*lost, *([] if rows[name] else ["no step can be read."])]]
     keys = {key for recipe in recipes.values() for key in recipe}
-    different = sorted(key for key in keys if len({str(recipe.get(key)) for recipe in recipes.values()}) > 1)
+    known = [recipe for recipe in recipes.values() if recipe]
+    different = sorted(key for key in keys if len({str(recipe.get(key)) for recipe in known}) > 1)
     finals = {name: final(run, rows[name]) for name, run in zip(names, runs)}
     tables = [
         {
@@ -73,7 +82,8 @@ def compare(runs: list[Path]) -> dict[str, Any]:
             "rows": [[key, *(str(recipes[name].get(key, "–")) for name in names)] for key in different],
         }
     )
-    return {"kind": "compare", "name": f"{len(runs)} runs compared", "tables": tables, "curves": overlay(rows)}
+    name = f"{len(runs)} runs compared"
+    return {"kind": "compare", "name": name, "missing": missing, "tables": tables, "curves": overlay(rows)}
 
 
 def labels(runs: list[Path]) -> list[str]:
@@ -92,11 +102,12 @@ def labels(runs: list[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def flat_recipe(run: Path) -> dict[str, Any]:
-    """Dotted key -> value of what a run was asked to train; empty where its recipe is damaged."""
+def flat_recipe(run: Path, missing: list[str]) -> dict[str, Any]:
+    """Dotted key -> value of what a run was asked to train; empty where its recipe is damaged, which `missing` says."""
     try:
         recipe = load_recipe(run / "recipe.yaml")
     except (UserError, OSError):
+        missing.append("recipe.yaml is missing, damaged or of another version; it is not compared.")
         return {}
     plain = recipe.model_dump(mode="json", exclude={"output_dir", "tracking", "resume", "name"})
     flat: dict[str, Any] = {}
@@ -114,19 +125,18 @@ def flat_recipe(run: Path) -> dict[str, Any]:
 
 def final(run: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The last figures of a run; None where it has none."""
-    evaluated = [row for row in rows if number(row.get("eval/accuracy")) is not None]
-    rewards = [row["reward"] for row in rows if number(row.get("reward")) is not None]
-    seconds = [row["time/step"] for row in rows if number(row.get("time/step")) is not None]
+    evaluated = [row for row in rows if "eval/accuracy" in row]
+    rewards = [row["reward"] for row in rows if "reward" in row]
+    seconds = [row["time/step"] for row in rows if "time/step" in row]
     tenth = max(1, len(rewards) // 10)
     reward = fmean(rewards[-tenth:]) if rewards else None
     before, after = (evaluated[0], evaluated[-1]) if evaluated else ({}, {})
-    accuracy = number(after.get("eval/accuracy"))
-    low, high = number(after.get("eval/low")), number(after.get("eval/high"))
-    tokens = max((row["num_tokens"] for row in rows if number(row.get("num_tokens")) is not None), default=None)
+    accuracy, low, high = (after.get(f"eval/{name}") for name in ("accuracy", "low", "high"))
+    tokens = max((row["num_tokens"] for row in rows if "num_tokens" in row), default=None)
     steps = f"{max((row['step'] for row in rows), default=0)}{'' if read_summary(run) else ' (not finished)'}"
     shown = [
         steps,
-        percent(number(before.get("eval/accuracy"))),
+        percent(before.get("eval/accuracy")),
         percent(accuracy),
         f"{percent(low)} to {percent(high)}",
         "–" if reward is None else f"{reward:.3f}",
@@ -172,7 +182,7 @@ def overlay(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """One chart a metric, one curve a run."""
     charts: dict[str, dict[str, Any]] = {}
     for name, of_run in rows.items():
-        kept = [{"step": row["step"], **{k: row[k] for k in row if wanted(k)}} for row in of_run]
+        kept = [{k: row[k] for k in row if k == "step" or overlaid(k)} for row in of_run]
         for chart in curves(kept):
             for one in chart["series"]:
                 target = charts.setdefault(
@@ -182,5 +192,5 @@ def overlay(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return list(charts.values())
 
 
-def wanted(key: str) -> bool:
+def overlaid(key: str) -> bool:
     return key in OVERLAID or (key.startswith("rewards/") and key.endswith("/mean"))

@@ -1,19 +1,20 @@
 """A run folder -> everything its report shows, as plain data. Reads only; whatever is missing or damaged is named."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 from rlattn.effort import by_effort
 from rlattn.progress import duration
 from rlattn.report.alarms import find_alarms
+from rlattn.report.logs import number, read_log, read_metrics
 from rlattn.report.metrics import METRICS, describe_metric
+from rlattn.report.thin import POINTS, evenly, shortened, thinned
 from rlattn.report.tokens import read_tokens
-from rlattn.tracking import read_rows, read_summary
+from rlattn.tracking import read_summary
 
-POINTS = 600  # of a curve; more are thinned, their extremes kept
 SERIES = 6  # of a chart
-SAMPLES, TEXT = 30, 6000  # held-out completions, and characters of each
+SAMPLES, TEXT = 30, 6000  # held-out completions, and bytes of each text
+HEAD_VALUES = 200_000  # of all heads and steps
 
 # (section, title, metrics.jsonl names); a curve that a run did not log is left out
 CURVES = (
@@ -42,28 +43,32 @@ CURVES = (
     ("Task", "", ("task/*",)),
     ("Credit", "", ("credit/*",)),
 )
+HEADS = ("span", "local", "global")
 HIDDEN = {"step", "epoch", "eval/low", "eval/high", "eval/rows", "eval/seconds"}
 
 
 def read_run(run: Path) -> dict[str, Any]:
     """Everything about a run, finished or not, whatever is left of its folder."""
     missing: list[str] = []
-    rows = sorted(read_rows(run / "metrics.jsonl"), key=lambda row: row["step"])
+    rows = read_metrics(run, missing)
+    if len(rows) > POINTS:
+        missing.append("Curves show the lowest and the highest of every stretch; all steps are in metrics.jsonl.")
     summary = read_summary(run) or {}
     tokens = read_tokens(run, missing)
-    heads = read_heads(run)
+    heads = read_heads(run, missing)
     recipe = _text_of(run / "recipe.yaml")
-    samples = [_sample(row) for row in read_rows(run / "samples.jsonl")][-SAMPLES:][::-1]
-    for what, there in (
-        ("metrics.jsonl (no step was logged yet)", rows),
-        ("summary.json (the run has not finished)", summary),
-        ("samples.jsonl (no held-out completions)", samples),
-        ("recipe.yaml", recipe),
-        ("tokens/ (tracking.token_rollouts was 0, or an older version made this run)", tokens),
-        ("heads.jsonl (written with credit only)", heads),
+    samples = [_sample(row) for row in read_log(run / "samples.jsonl", missing)[-SAMPLES:][::-1]]
+    for name, why, there in (
+        ("metrics.jsonl", "no step was logged yet", rows),
+        ("summary.json", "the run has not finished", summary),
+        ("samples.jsonl", "no held-out completions", samples),
+        ("recipe.yaml", "what was asked for", recipe),
+        ("tokens/", "tracking.token_rollouts was 0, or an older version made this run", tokens),
+        ("heads.jsonl", "written with credit only", heads),
     ):
         if not there:
-            missing.append(f"Not there: {what}.")
+            lost = (run / name).exists()
+            missing.append(f"Nothing to be read in {name}." if lost else f"Not there: {name} ({why}).")
     return {
         "kind": "run",
         "name": run.absolute().name,
@@ -83,7 +88,7 @@ def read_run(run: Path) -> dict[str, Any]:
 def tiles(rows: list[dict[str, Any]], summary: dict[str, Any], recipe: str) -> list[dict[str, str]]:
     """The first glance: [{label, value, note}]."""
     found = []
-    evaluated = [row for row in rows if number(row.get("eval/accuracy")) is not None]
+    evaluated = [row for row in rows if "eval/accuracy" in row]
     if evaluated:
         before, after = evaluated[0], evaluated[-1]
         gain = 100 * (after["eval/accuracy"] - before["eval/accuracy"])
@@ -95,7 +100,7 @@ def tiles(rows: list[dict[str, Any]], summary: dict[str, Any], recipe: str) -> l
     if isinstance(control, dict) and number(control.get("accuracy")) is not None:
         note = "supervised training on, on the compute that RL had"
         found.append({"label": "Control", "value": f"{100 * control['accuracy']:.1f} %", "note": note})
-    rewards = [row["reward"] for row in rows if number(row.get("reward")) is not None]
+    rewards = [row["reward"] for row in rows if "reward" in row]
     if rewards:
         tenth = max(1, len(rewards) // 10)
         early, late = (sum(part) / tenth for part in (rewards[:tenth], rewards[-tenth:]))
@@ -106,14 +111,14 @@ def tiles(rows: list[dict[str, Any]], summary: dict[str, Any], recipe: str) -> l
     state = "finished" if summary else "running, or stopped early"
     found.append({"label": "Steps", "value": f"{steps}" + (f" of {wanted}" if wanted else ""), "note": state})
     seconds = None if summary.get("start_step") else number(summary.get("seconds"))  # else of the last session only
-    seconds = seconds or sum(number(row.get(f"time/{part}")) or 0 for row in rows for part in ("step", "evaluation"))
+    seconds = seconds or sum(row.get(f"time/{part}", 0) for row in rows for part in ("step", "evaluation"))
     found.append({"label": "Time", "value": duration(seconds), "note": ""})
     return found
 
 
 def curves(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Charts in order: {section, title, unit, about, series: [{name, points, band}]}."""
-    keys = sorted({key for row in rows for key, value in row.items() if number(value) is not None} - HIDDEN)
+    keys = sorted({key for row in rows for key in row} - HIDDEN)
     left = dict.fromkeys(keys)
     charts = []
     for section, title, patterns in CURVES:
@@ -140,7 +145,6 @@ def against_effort(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         series = [
             {"name": f"step {step}", "points": [[float(effort), pair[place]] for effort, pair in found.items()]}
             for step, found in dict([swept[0], swept[-1]] if swept else []).items()
-            if all(number(pair[place]) is not None for pair in found.values())
         ]
         if series:
             charts.append(
@@ -153,8 +157,8 @@ def _chart(section: str, title: str, keys: list[str], rows: list[dict[str, Any]]
     known = describe_metric(keys[0])
     series = [{"name": key, "points": thinned(points_of(rows, key))} for key in keys]
     if keys == ["eval/accuracy"]:
-        bands = [(row["step"], number(row.get("eval/low")), number(row.get("eval/high"))) for row in rows]
-        series[0]["band"] = [list(band) for band in bands if None not in band]
+        bands = [[row["step"], row.get("eval/low"), row.get("eval/high")] for row in rows]
+        series[0]["band"] = [band for band in bands if None not in band]
     return {
         "section": section,
         "title": title or keys[0],
@@ -169,44 +173,19 @@ def _chart(section: str, title: str, keys: list[str], rows: list[dict[str, Any]]
 
 
 def points_of(rows: list[dict[str, Any]], key: str) -> list[list[float]]:
-    found = ((row["step"], number(row.get(key))) for row in rows)
-    return [[step, float(f"{value:.5g}")] for step, value in found if value is not None]
+    return [[row["step"], float(f"{row[key]:.5g}")] for row in rows if key in row]
 
 
-def thinned(points: list[list[float]], count: int = POINTS) -> list[list[float]]:
-    """At most about `count` points: of every stretch its lowest and its highest, and the two ends."""
-    if len(points) <= count:
-        return points
-    stretch = math.ceil(2 * len(points) / (count - 2))
-    kept = [points[0]]
-    for start in range(0, len(points), stretch):
-        part = points[start : start + stretch]
-        ends = {id(p): p for p in (min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1]))}
-        kept += sorted(ends.values())
-    return [*kept, points[-1]]
-
-
-def read_heads(run: Path) -> dict[str, Any] | None:
+def read_heads(run: Path, missing: list[str]) -> dict[str, Any] | None:
     """How far every head looks back, by step: {layers, steps: [{step, span, local, global}]}."""
-    steps = []
-    for row in read_rows(run / "heads.jsonl"):
-        tables = [row.get(name) for name in ("span", "local", "global")]
-        if isinstance(row.get("layers"), list) and all(_is_table(table, len(row["layers"])) for table in tables):
-            steps.append(row)
-    if not steps:
+    rows = [row for row in read_log(run / "heads.jsonl", missing) if _heads_shape(row)]
+    if not rows:
         return None
-    same = [row for row in steps if row["layers"] == steps[-1]["layers"]]
-    return {"layers": same[-1]["layers"], "steps": thin_steps(same)}
-
-
-def thin_steps(steps: list[dict[str, Any]], count: int = 200) -> list[dict[str, Any]]:
-    from rlattn.report.tokens import evenly
-
-    return [{name: row[name] for name in ("step", "span", "local", "global")} for row in evenly(steps, count)]
-
-
-def number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    layers, shape = rows[-1]["layers"], _heads_shape(rows[-1])
+    assert shape
+    same = [row for row in rows if row["layers"] == layers and _heads_shape(row) == shape]
+    shown = evenly(same, max(2, min(200, HEAD_VALUES // (3 * shape[0] * shape[1]))))
+    return {"layers": layers, "steps": [{name: row[name] for name in ("step", *HEADS)} for row in shown]}
 
 
 def _like(pattern: str, key: str) -> bool:
@@ -219,24 +198,26 @@ def _percent(row: dict[str, Any]) -> str:
 
 
 def _interval(row: dict[str, Any]) -> str:
-    low, high = number(row.get("eval/low")), number(row.get("eval/high"))
+    low, high = row.get("eval/low"), row.get("eval/high")
     if low is None or high is None:
         return f"at step {row['step']}"
     return f"95 % interval {100 * low:.1f} to {100 * high:.1f}, at step {row['step']}"
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:
-    texts = {name: str(row.get(name, ""))[:TEXT] for name in ("prompt", "completion", "gold")}
+    texts = {name: shortened(str(row.get(name, "")), TEXT) for name in ("prompt", "completion", "gold")}
     return {"step": row["step"], "right": (number(row.get("score")) or 0) >= 1, **texts}
 
 
-def _is_table(table: Any, rows: int) -> bool:
-    return (
-        isinstance(table, list)
-        and len(table) == rows
-        and all(isinstance(row, list) and len(row) == len(table[0]) for row in table)
-        and all(isinstance(v, int | float) and math.isfinite(v) for row in table for v in row)
-    )
+def _heads_shape(row: dict[str, Any]) -> tuple[int, int] | None:
+    """Layers and heads of a row of heads.jsonl; None where it is no such row."""
+    try:
+        L, H = len(row["layers"]), len(row["span"][0])
+        even = all([len(line) for line in row[name]] == [H] * L for name in HEADS) and H > 0
+        values = [*row["layers"], *(value for name in HEADS for line in row[name] for value in line)]
+        return (L, H) if even and all(number(value) is not None for value in values) else None
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 def _from_recipe(recipe: str, key: str) -> str:

@@ -172,15 +172,15 @@ function tokenView() {
   const steps = [...new Set(rollouts.map((r) => r.step))];
   const words = judged === "accuracy" ? ["right", "wrong"] : ["better than its group", "not better"];
   const usable = Object.keys(SIGNALS).filter((name) => rollouts.some((r) => (r[name] || []).some((v) => v !== null)));
-  const state = { step: steps.length - 1, filter: "all", signal: usable[0], at: 0, token: -1 };
+  const state = { step: steps.length - 1, filter: "all", signal: usable[0] || "weight", at: 0, token: -1 };
   const domains = {};
   const domain = (name) => {
     if (domains[name]) return domains[name];
     const middle = SIGNALS[name][2], found = [];
     for (const r of rollouts) for (const v of r[name] || []) if (v !== null) found.push(middle === undefined ? (name === "logprob" ? -v : v) : Math.abs(v - middle));
-    found.sort((a, b) => a - b);
-    const high = found[Math.floor(0.99 * (found.length - 1))] || found[found.length - 1] || 1;
-    return (domains[name] = [middle === undefined ? Math.min(found[0] ?? 0, high) : 0, high || 1]);
+    const sorted = Float64Array.from(found).sort();
+    const high = sorted[Math.floor(0.99 * (sorted.length - 1))] || sorted[sorted.length - 1] || 1;
+    return (domains[name] = [middle === undefined ? Math.min(sorted[0] ?? 0, high) : 0, high || 1]);
   };
   const strength = (name, v) => {
     const [low, high] = domain(name), middle = SIGNALS[name][2];
@@ -239,7 +239,7 @@ function tokenView() {
       return;
     }
     const parts = Object.entries(shown.rewards).map(([name, value]) => `${name} ${show(value)}`).join(", ");
-    head.replaceChildren(el("b", { class: shown.right ? "right" : "wrong" }, words[shown.right ? 0 : 1]), `; reward ${show(shown.reward)} (`, ...visible(parts), `); advantage ${show(shown.mean_advantage)}; ${shown.tokens.length} tokens`);
+    head.replaceChildren(el("b", { class: shown.right ? "right" : "wrong" }, words[shown.right ? 0 : 1]), `; reward ${show(shown.reward)} (`, ...visible(parts), `); advantage ${show(shown.mean_advantage)}; ${shown.cut ? "cut here after " : ""}${shown.tokens.length} tokens`);
     prompt.replaceChildren(...visible(shown.prompt));
     const name = state.signal, middle = SIGNALS[name][2], column = shown[name] || [];
     text.replaceChildren(...shown.tokens.map((word, i) => {

@@ -3,76 +3,86 @@
 from pathlib import Path
 from typing import Any
 
+from rlattn.report.logs import named
+from rlattn.report.thin import shortened, spread
 from rlattn.tracking import token_files
 
-STEPS, ROLLOUTS, TOKENS, LONGEST = 60, 500, 400_000, 4000  # of a report; the rest stays in the files
+ROLLOUTS, TOKENS, LONGEST = 500, 240_000, 4000  # of a report; the rest stays in the files
+STEPS = 60  # share a report where more were logged
+PROMPTS, PROMPT = 1_500_000, 20_000  # bytes of all prompts, of one
+READ = 2**20  # bytes of a column that are held at a time, however large its row group
 DECIMALS = {"weight": 3, "waad": 2, "fai": 4, "entropy": 3, "advantage": 3, "logprob": 3}
 
 
 def read_tokens(run: Path, missing: list[str], files: list[tuple[int, Path]] | None = None) -> dict[str, Any] | None:
-    """The token view's data; None where there is nothing. What was left out or cannot be read goes to `missing`."""
+    """The token view's data; None where there is nothing. What was left out or cannot be read goes to `missing`.
+
+    Cost: reads no more files than the report shows.
+    """
     files = token_files(run) if files is None else files
-    if not files:
-        return None
-    chosen = evenly(files, STEPS)
-    if len(chosen) < len(files):
-        missing.append(f"The token view shows {len(chosen)} of {len(files)} logged steps; the rest is in tokens/.")
     vocabulary: dict[str, int] = {}
     rollouts: list[dict[str, Any]] = []
-    cut = False
-    for step, file in chosen:
+    damaged: list[str] = []
+    logged = tokens = read = 0
+    sharing = max(1, min(len(files), STEPS))
+    for step, file in spread(files):
+        most, room = min(ROLLOUTS // sharing, ROLLOUTS - len(rollouts)), min(TOKENS // sharing, TOKENS - tokens)
+        if most <= 0 or room <= 0:
+            break
         try:
-            found, shortened = _read_file(
-                file, vocabulary, rollouts=ROLLOUTS // len(chosen), tokens=TOKENS // len(chosen)
-            )
+            found, of = _read_file(file, vocabulary, rollouts=most, tokens=room)
         except Exception as error:  # whatever a torn or foreign file makes pyarrow raise
-            missing.append(f"{file.name} cannot be read ({type(error).__name__}).")
+            damaged.append(f"{file.name}: {type(error).__name__}")
             continue
-        cut = cut or shortened
+        finally:
+            read += 1
         rollouts += [{"step": step, **rollout} for rollout in found]
-    if cut:
-        missing.append("Long or many rollouts are cut in the token view; they are whole in tokens/.")
+        logged += of
+        tokens += sum(len(rollout["tokens"]) for rollout in found)
+    if damaged:
+        missing.append(f"Token files that cannot be read are left out ({named(sorted(damaged))}).")
     if not rollouts:
         return None
+    rollouts.sort(key=lambda rollout: rollout["step"])
+    steps, cut = len({rollout["step"] for rollout in rollouts}), sum(rollout["cut"] for rollout in rollouts)
+    if read < len(files) or cut or len(rollouts) < logged:
+        what = f"{len(rollouts)} of the {logged} rollouts of {steps} of {len(files)} logged steps, {cut} of them cut"
+        missing.append(f"The token view shows {what}; all is in tokens/.")
     judged = "accuracy" if all("accuracy" in rollout["rewards"] for rollout in rollouts) else "advantage"
     for rollout in rollouts:
         value = rollout["rewards"].get("accuracy") if judged == "accuracy" else rollout["mean_advantage"]
         rollout["right"] = value is not None and (value >= 1 if judged == "accuracy" else value > 0)
+        rollout["prompt"] = shortened(rollout["prompt"], min(PROMPT, PROMPTS // len(rollouts)))
     return {"judged": judged, "vocabulary": list(vocabulary), "rollouts": rollouts}
-
-
-def evenly(items: list[Any], count: int) -> list[Any]:
-    """At most `count` of them, evenly spaced, the first and the last included."""
-    if len(items) <= count:
-        return items
-    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 def _read_file(
     file: Path, vocabulary: dict[str, int], *, rollouts: int, tokens: int
-) -> tuple[list[dict[str, Any]], bool]:
-    """The first rollouts of a file within the budget, and whether something was left out."""
+) -> tuple[list[dict[str, Any]], int]:
+    """The first rollouts of a file within the budget, and how many it holds."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    rows = pq.ParquetFile(file, buffer_size=READ, pre_buffer=False, page_checksum_verification=True)
+    numbers = {one for batch in rows.iter_batches(columns=["rollout"]) for one in pc.unique(batch[0]).to_pylist()}
     longest = min(LONGEST, tokens)
     found: list[dict[str, Any]] = []
-    total, cut = 0, False
-    rows = pq.ParquetFile(file)
-    for batch in rows.iter_batches(batch_size=32_768):
-        numbers = batch.column("rollout")
-        for number in pc.unique(numbers).to_pylist():
-            part = batch.filter(pc.equal(numbers, number))
-            if found and found[-1]["rollout"] == number:  # it goes on from the batch before
-                room = longest - len(found[-1]["tokens"])
+    total = 0
+    for batch in rows.iter_batches(batch_size=8192):
+        for one in pc.unique(batch["rollout"]).to_pylist():
+            part = batch.filter(pc.equal(batch["rollout"], one))
+            if found and found[-1]["rollout"] == one:  # it goes on from the batch before
+                room = min(longest - len(found[-1]["tokens"]), tokens - total)
             elif len(found) == rollouts or total >= tokens:
-                return found, True
+                return found, len(numbers)
             else:
-                found.append(_empty(part, number))
+                found.append(_empty(part, one))
                 room = min(longest, tokens - total)
             total += _extend(found[-1], part.slice(0, room), vocabulary)
-            cut = cut or part.num_rows > room
-    return found, cut
+            found[-1]["cut"] = part.num_rows > room
+            if found[-1]["cut"] and (len(found) == rollouts or total >= tokens):
+                return found, len(numbers)
+    return found, len(numbers)
 
 
 def _empty(part: Any, number: int) -> dict[str, Any]:
@@ -80,14 +90,14 @@ def _empty(part: Any, number: int) -> dict[str, Any]:
     head = part.slice(0, 1).to_pylist()[0]
     rewards = {name.removeprefix("reward/"): head[name] for name in names if name.startswith("reward/")}
     return {
-        "rollout": number,
-        "group": head.get("group"),
+        "rollout": int(number),
+        "group": _rounded([head.get("group")], 0)[0],
         "reward": _rounded([head.get("reward")], 4)[0],
         "rewards": {name: _rounded([value], 4)[0] for name, value in rewards.items()},
-        "prompt": head.get("prompt") or "",
+        "prompt": str(head.get("prompt") or ""),
         "tokens": [],
         "marks": "",
-        "mean_advantage": head.get("advantage"),
+        "mean_advantage": _rounded([head.get("advantage")], 6)[0],
         **{name: [] for name in DECIMALS if name in names},
     }
 
@@ -95,7 +105,7 @@ def _empty(part: Any, number: int) -> dict[str, Any]:
 def _extend(rollout: dict[str, Any], part: Any, vocabulary: dict[str, int]) -> int:
     """Adds tokens to a rollout; how many. A mark is 1 for an anchor, 2 for a preplan token, 4 for a tool's token."""
     columns = part.to_pydict()
-    rollout["tokens"] += [vocabulary.setdefault(token or "", len(vocabulary)) for token in columns["token"]]
+    rollout["tokens"] += [vocabulary.setdefault(str(token or ""), len(vocabulary)) for token in columns["token"]]
     for name, decimals in DECIMALS.items():
         if name in rollout:
             rollout[name] += _rounded(columns[name], decimals)
