@@ -46,17 +46,16 @@ def group_advantages(
     Returns:
         advantage_B; 0 for a rollout no reward speaks about.
     """
-    silent_B = rewards_BK.isnan().all(dim=1)
     if combine == "decoupled":
         grouped_NGK = rewards_BK.view(-1, group_size, rewards_BK.shape[1])
         mean_N1K = grouped_NGK.nanmean(dim=1, keepdim=True)
         std_N1K = _nanstd(grouped_NGK, dim=1, keepdim=True) if group_size > 1 else torch.zeros_like(mean_N1K)
         normalised_BK = ((grouped_NGK - mean_N1K) / (std_N1K + EPSILON)).view_as(rewards_BK)
-        total_B = _weighted_sum(normalised_BK, weights_K, silent_B)
+        total_B = _weighted_sum(normalised_BK, weights_K)
         std = _nanstd(total_B) if total_B.numel() > 1 else torch.zeros_like(total_B)
         advantage_B = (total_B - total_B.nanmean()) / (std + EPSILON)
     else:
-        total_B = _weighted_sum(rewards_BK, weights_K, silent_B)
+        total_B = _weighted_sum(rewards_BK, weights_K)
         grouped_NG = total_B.view(-1, group_size)
         advantage_B = total_B - grouped_NG.nanmean(dim=1).repeat_interleave(group_size)
         if scale == "group":
@@ -95,8 +94,9 @@ def contributions(
         centred_NGK = centred_NGK / (_nanstd(grouped_NGK, dim=1, keepdim=True) + EPSILON)
     weighted_BK = (centred_NGK * weights_K.to(rewards_BK.device)).view_as(rewards_BK)
     if combine == "decoupled":
-        return (weighted_BK / (_nanstd(weighted_BK.nansum(dim=1)) + EPSILON)).nan_to_num(nan=0.0)
-    total_B = (rewards_BK * weights_K.to(rewards_BK.device)).nansum(dim=1)
+        normalised_BK = centred_NGK.view_as(rewards_BK)
+        return (weighted_BK / (_nanstd(_weighted_sum(normalised_BK, weights_K)) + EPSILON)).nan_to_num(nan=0.0)
+    total_B = _weighted_sum(rewards_BK, weights_K)
     if scale == "group":
         std_B = _nanstd(total_B.view(-1, group_size), dim=1).repeat_interleave(group_size)
         weighted_BK = weighted_BK / (std_B[:, None] + EPSILON)
@@ -155,7 +155,9 @@ def table_metrics(
     return found
 
 
-def _weighted_sum(rewards_BK: Tensor, weights_K: Tensor, silent_B: Tensor) -> Tensor:
+def _weighted_sum(rewards_BK: Tensor, weights_K: Tensor) -> Tensor:
+    """NaN where every reward that has a weight is: one without must not change the mean and spread of the others."""
+    silent_B = rewards_BK[:, weights_K.to(rewards_BK.device) != 0].isnan().all(dim=1)
     return (rewards_BK * weights_K.to(rewards_BK.device)).nansum(dim=1).masked_fill(silent_B, torch.nan)
 
 

@@ -70,7 +70,7 @@ def train(
     from rlattn.plugins import build_credit, build_rewards, build_task
     from rlattn.ranks import world_size
     from rlattn.recipe import load_recipe
-    from rlattn.rules import check_installed, check_recipe
+    from rlattn.rules import check_built, check_installed, check_recipe
     from rlattn.terminal import outlive_terminal
     from rlattn.tracking import open_run
 
@@ -82,9 +82,9 @@ def train(
     # All of this again in train(), after TRL's seconds of imports: a mistake should not have to wait for them.
     check_recipe(parsed, started or world_size())
     check_installed(parsed)
-    build_rewards(parsed)
     build_credit(parsed)
     task = build_task(parsed)
+    check_built(parsed, task, build_rewards(parsed))
     check_policy(parsed, task)
     prompts_of(task)
     open_run(parsed)

@@ -7,6 +7,7 @@ wrote, so that credit, rewards and metrics are the same. A reply's tokens are ne
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
 # prompts to one turn each, as token ids, and the tokens' log-probabilities where the backend has them
 GenerateTurn = Callable[[list[list[int]]], tuple[list[list[int]], list[list[float]] | None]]
+TOOL_ERROR = re.compile(r"\{'error': .*")  # TRL's answer to a bad call, which repeats what the policy wrote
 MARK = "\u2042"  # stands for a turn while the chat template's frame around it is read
-ENOUGH = "No more questions, please."
+ENOUGH = "Enough."  # names no value
 
 
 @dataclass
@@ -130,7 +132,7 @@ def completion_text(tokenizer: Any, completion_ids: list[int], policy_mask: Sequ
         return decode(tokenizer, completion_ids)
     segments = runs(policy_mask[: len(completion_ids)])
     return write_transcript(
-        (_own_text(tokenizer, completion_ids[start:end]) if own else decode(tokenizer, completion_ids[start:end]), own)
+        (_own_text(tokenizer, completion_ids[start:end]) if own else _told(tokenizer, completion_ids[start:end]), own)
         for start, end, own in segments
     )
 
@@ -285,10 +287,15 @@ def _greedy_tool_dialogues(trainer: Any, examples: Sequence[Example]) -> list[tu
     return [(ids, [bool(flag) for flag in own]) for ids, own in zip(completion_ids, mask, strict=True)]
 
 
+def _told(tokenizer: Any, ids: list[int]) -> str:
+    return TOOL_ERROR.sub("(error)", decode(tokenizer, ids))
+
+
 def _own_text(tokenizer: Any, ids: list[int]) -> str:
     """What the policy said in a turn; of a tool call the arguments, each on its own line."""
     if getattr(tokenizer, "response_template", None) is None:
         return decode(tokenizer, ids)
-    message = parse_response(tokenizer, ids)
-    calls = [call["function"].get("arguments") or {} for call in message.get("tool_calls") or []]
-    return "\n".join(str(value) for arguments in calls for value in arguments.values()) or message.get("content") or ""
+    message = parse_response(tokenizer, ids, prefix=[])
+    calls = [call["function"].get("arguments") for call in message.get("tool_calls") or []]
+    values = [value for arguments in calls if isinstance(arguments, dict) for value in arguments.values()]
+    return "\n".join(map(str, values)) or message.get("content") or ""

@@ -79,26 +79,21 @@ def query_key(row: Mapping[str, Any]) -> str:
 
 
 def thought_tokens(ids: Sequence[int], decode: Decode) -> int:
-    """Tokens of the `<think>` blocks, tags included; of the whole completion where there is no tag.
+    """Tokens of the `<think>` block that a completion begins with, tags included; of what follows it, if that is more.
 
-    A block that the prompt opened begins with the completion; one that is not closed ends with it. All blocks count, or
-    a policy could think in one and be measured by another.
+    The prompt may have opened the block. Where there is no such block, or a tag besides its own, the whole completion
+    counts: else a policy could think in one place and be measured by another.
 
     Args:
-        decode: token ids to text, special tokens written out. Cost: called about 2·log2(len(ids)) times a block.
+        decode: token ids to text, special tokens written out. Cost: called about 2·log2(len(ids)) times.
     """
     text = decode(ids)
-    start, end = text.find(OPEN), text.find(CLOSE)
-    if start < 0 and end < 0:
+    before, close, after = text.partition(CLOSE)
+    opened = before.strip().removeprefix(OPEN)
+    if not close or OPEN in opened or OPEN in after or CLOSE in after:
         return len(ids)
-    start = 0 if start < 0 or 0 <= end < start else start
-    count = 0
-    while start >= 0:
-        end = text.find(CLOSE, start)
-        stop = end + len(CLOSE) if end >= 0 else len(text)
-        count += len(token_span(start, stop, ids, decode))
-        start = text.find(OPEN, stop)
-    return max(count, 1)
+    thought = len(token_span(0, len(before) + len(close), ids, decode))
+    return max(thought, len(ids) - thought)
 
 
 def by_effort(values: Mapping[str, Any] | None) -> dict[str, tuple[float, float]]:

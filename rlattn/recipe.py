@@ -151,13 +151,10 @@ class Rewards(BaseModel):
                     f"no other reward '{spec.requires}'.",
                     did_you_mean(spec.requires, others),
                 )
-        for name in self.named:
-            chain = [name]
-            while (required := self.named[chain[-1]].requires) is not None:
-                if required in chain:
-                    circle = " -> ".join([*chain, required])
-                    raise UserError(f"rewards.{name}.requires", f"goes in a circle: {circle}.", "Drop one of them.")
-                chain.append(required)
+        for name, spec in self.named.items():
+            if spec.requires and self.named[spec.requires].requires:
+                problem = f"'{spec.requires}' requires another reward itself."
+                raise UserError(f"rewards.{name}.requires", problem, f"Name '{self.named[spec.requires].requires}'.")
         return self
 
 

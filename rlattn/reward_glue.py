@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rlattn.trainer import AttentionGRPOTrainer
 
 STATE_FILE = "rewards.json"  # in a checkpoint
+LARGEST_WEIGHT = 1e6  # as in a recipe
 logger = logging.getLogger(__name__)
 
 
@@ -102,9 +103,9 @@ def multiplier_of(function: Any) -> float:
     """What a reward multiplies its weight by; 1 where what it says is no finite number."""
     try:
         multiplier = float(getattr(getattr(function, "reward", None), "multiplier", 1.0))
-        if math.isfinite(multiplier):
+        if abs(multiplier) <= LARGEST_WEIGHT:
             return multiplier
-        problem = f"is {multiplier}"
+        problem = f"is {multiplier:g}"
     except Exception as error:
         problem = describe(error)
     logger.warning("reward '%s': its multiplier counts as 1: %s", function.__name__, problem)

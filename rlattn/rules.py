@@ -77,6 +77,13 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
         raise UserError("task.style", f"{TINY_POLICY}'s chat template cannot carry tool calls.", "Use text.")
     asking = {name for name, reward in rewards.items() if isinstance(reward, InformationGain)}
     for name, reward in rewards.items():
+        names_tokens = hasattr(reward, "tokens") or hasattr(reward, "parts")
+        if names_tokens and setting(recipe, "importance_sampling_level") == "sequence":
+            raise UserError(
+                "trainer.importance_sampling_level",
+                f"sequence spreads every token's gradient over its rollout, and '{name}' names tokens.",
+                "Use token.",
+            )
         for method in getattr(reward, "needs_of_task", ()):
             if not callable(getattr(task, method, None)):
                 problem = f"needs a task with {method}(), which {type(task).__name__} has not."
@@ -93,6 +100,10 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
                 f"{weight:g} would count the gain a second time: with turn_credit its turns carry it.",
                 "Set weight: 0 and use turn_weight, or turn_credit: false.",
             )
+        for key in ("requires", "warmup", "decay"):
+            if reward.turn_credit and getattr(recipe.rewards.named[name], key):
+                problem = "bears on a reward's weight; with turn_credit its turns carry it."
+                raise UserError(f"rewards.{name}.{key}", problem, "Drop it, or set turn_credit: false.")
         if not any(recipe.rewards.named[other].weight > 0 for other in rewards.keys() - asking):
             raise UserError(
                 f"rewards.{name}",

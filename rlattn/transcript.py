@@ -10,14 +10,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 REPLY = re.compile(r"<reply>(.*?)</reply>", re.DOTALL)
-TAG = re.compile(r"<(/?)reply>")
+TAG, DISARMED = re.compile(r"<(/?)reply>"), r"(\1reply)"
 NOTHING = "…"  # a turn without a word, so that turns can be counted
 
 
 def write_transcript(segments: Iterable[tuple[str, bool]]) -> str:
     """From the segments of a completion, each with whether the policy wrote it."""
     return " ".join(
-        (TAG.sub(r"(\1reply)", text).strip() or NOTHING) if own else f"<reply> {TAG.sub('', text).strip()} </reply>"
+        (TAG.sub(DISARMED, text).strip() or NOTHING) if own else f"<reply> {TAG.sub(DISARMED, text).strip()} </reply>"
         for text, own in segments
     )
 

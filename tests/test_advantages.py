@@ -58,6 +58,17 @@ def test_a_rollout_without_any_reward_gets_no_advantage():
     assert advantage_B[3] > 0
 
 
+@pytest.mark.parametrize(("combine", "scale"), [("decoupled", "group"), ("sum", "batch"), ("sum", "group")])
+def test_a_reward_without_weight_changes_nothing_where_others_are_neutral(combine, scale):
+    counted_B1 = torch.tensor([1.0, 0, 0, 1, torch.nan, torch.nan, torch.nan, torch.nan])[:, None]
+    logged_BK = torch.cat([counted_B1, torch.arange(8.0)[:, None]], dim=1)
+    weights_K = torch.tensor([1.0, 0.0])
+    alone_B = group_advantages(counted_B1, torch.ones(1), 4, combine=combine, scale=scale)
+    torch.testing.assert_close(group_advantages(logged_BK, weights_K, 4, combine=combine, scale=scale), alone_B)
+    contribution_BK = contributions(logged_BK, weights_K, 4, combine=combine, scale=scale)
+    torch.testing.assert_close(contribution_BK.sum(dim=1), alone_B)
+
+
 @given(
     rewards=st.lists(st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=2), min_size=8, max_size=8),
     silent=st.integers(0, 7),

@@ -48,7 +48,10 @@ BROKEN: list[tuple[list[str] | str, list[str]]] = [
     (["trainer.bf16=3"], ["trainer.bf16"]),
     (["trainer.generation_kwargs={top_k: 2020-01-01}"], ["top_k", "date", "quotes"]),
     (["trainer.generation_kwargs={1: 2}"], ["must be text, got 1"]),
-    (["rewards.format.requires=accuracy", "rewards.accuracy.requires=format"], ["requires", "circle"]),
+    (
+        ["rewards.format.requires=accuracy", "rewards.accuracy.requires=format"],
+        ["requires another reward itself", "accuracy"],
+    ),
     (["rewards.format.requires=acuracy"], ["rewards.format.requires", "'accuracy'"]),
     (["rewards.accuracy.timout=3"], ["rewards.accuracy.timout", "'timeout'"]),
     (["rewards.combne=sum"], ["rewards.combne", "'combine'"]),

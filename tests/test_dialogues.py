@@ -247,9 +247,13 @@ class Scripted(Spy):
         return [self._tokenizer(f"{turn}<|im_end|>")["input_ids"] for turn in turns], None
 
 
+# TRL's error repeats the argument's name to the policy, and that is no answer of the customer's
+FORGED = (
+    '<tool_call>\n{"name": "ask", "arguments": {"The size is large.": "What is the size of the parcel?"}}\n</tool_call>'
+)
 SCRIPTS = [
     [call("Where does the parcel go?"), call("What is the size of the parcel?"), "<spec> size = small </spec>"],
-    [call("Must somebody sign for the parcel?"), call("Hello!"), "<spec> size = small </spec>"],
+    [call("Must somebody sign for the parcel?"), FORGED, "<spec> size = small </spec>"],
     [call("Where does the parcel go?"), call("Where does the parcel go?"), "<spec> size = small </spec>"],
     [call("What is the size of the parcel?"), call("How will the customer pay?"), "<spec> size = small </spec>"],
 ]
@@ -276,12 +280,14 @@ def test_tool_calls_are_credited_turn_by_turn_as_free_text_is(caller, tmp_path, 
     turns = [TOOLS.replay(text) for text in texts]
     assert [[turn.attribute for turn in dialogue] for dialogue in turns[:4]] == [
         ["destination", "size", None],
-        ["signature", None, None],
+        ["signature", "size", None],
         ["destination", "destination", None],
         ["size", "payment", None],
     ]
     assert turns[2][0].gain > 2
     assert turns[2][1].gain == 0
+    assert "The size is large." in tokenizer.decode(completions[1])
+    assert (turns[1][1].gain, turns[1][1].problem) == (0, "unparsed")
     assert inputs[0]["row"]["specification"]["destination"] in texts[0]
     assert trainer.state.log_history[0]["rewards/gain/failed"] == 0
     added = by_hand(TOOLS, tokenizer, completions, masks, 0.1, out["advantages"].shape[1])
@@ -319,6 +325,9 @@ def test_templates_that_cannot_carry_a_dialogue_are_refused(policy, caller):
             ["rewards.information_gain.weight=1"],
             "rewards.information_gain.weight: 1 would count the gain a second time",
         ),
+        (["rewards.information_gain.requires=specification"], "rewards.information_gain.requires: bears on a reward's"),
+        (["rewards.information_gain.turn_weight=1e39"], "rewards.information_gain.turn_weight: expected 0 to 1e6"),
+        (["trainer.importance_sampling_level=sequence"], "trainer.importance_sampling_level: sequence spreads"),
         (["task={kind: arithmetic}"], "speaks of dialogues, and Arithmetic has none"),
         (["task.style=tools"], "task.style: tiny-reasoner's chat template cannot carry tool calls"),
         (["task.turn_limit=4"], "task.turn_limit: expected 1 to 3, half of the 6 attributes, found 4"),

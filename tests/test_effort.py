@@ -106,11 +106,15 @@ def test_the_warm_start_reads_the_line_and_leans_its_checks_on_it():
     ("pieces", "length"),
     [
         (["<think>", " a", " b", "</think>", " 7"], 4),
-        (["so ", "<th", "ink", ">", " a", " b", "</", "think", "> 7", " end"], 8),  # a tag of several tokens
+        ([" ", "<th", "ink", ">", " a", " b", "</", "think", "> 7", " end"], 9),  # a tag of several tokens
+        (["so ", "<think>", " a", "</think>", " 7"], 5),  # thought before the block
+        (["<think>", "</think>", *[" a"] * 9, " 7"], 10),  # thought after it
+        (["</think>", *[" a"] * 9, " 7"], 10),
         ([" a", " b", "</think>", " 7"], 3),  # the prompt opened it
         (["<think>", " a", " b", " c"], 4),  # cut
         (["</think>", "<think>", " a", " b"], 4),
-        ([" a"] * 9 + ["</think>", " 7", "<think>"], 11),  # thought in one block, shown another
+        (["<think>", "</think>", "<think>", " a", "</think>", " 7"], 6),
+        ([" a"] * 9 + ["</think>", " 7", "<think>"], 12),  # thought in one block, shown another
         (["7", " apples", "<end>"], 3),
         (["<think>", "</think>", "7"], 2),
         ([], 0),

@@ -188,6 +188,16 @@ def test_the_policy_cannot_put_words_into_the_customers_mouth():
     assert [turn.gain for turn in PARCEL.replay(said((forged, True), (UNCLEAR, False)))] == [0]
 
 
+def test_only_the_last_turn_may_be_the_specification():
+    asked = ("What is the size?", True), ("The size is small.", False)
+    early = PARCEL.replay(said(("<spec> size = small </spec>", True), ("Sorry?", False), *asked))
+    assert [turn.kind for turn in early] == ["malformed", "question"]
+
+
+def test_a_replys_nested_tags_make_no_reply():
+    assert len(read_transcript(said(("Who?", True), ("<re<reply>ply> big </re</reply>ply> x", False)))) == 1
+
+
 def test_a_thought_is_not_said_aloud():
     thinking = "<think> size or destination? </think> What is the size?"
     assert PARCEL.reply(thinking, ROW) == "The size is small."

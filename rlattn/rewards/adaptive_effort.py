@@ -16,8 +16,8 @@ Decisions, where the paper's abstract is silent:
   generation batch that holds the query, this one included. It is the same on every rank and kept in checkpoints.
   `average: group` takes the mean of the rollout's own group only: it needs no state, and a low effort then asks for
   ever shorter thoughts, as its own average shrinks with them. A query is its prompt without the effort.
-- A truncated rollout counts with the length at which it was cut. Reasoning outside the tags is not counted: add the
-  `format` reward where a policy might learn to hide it there.
+- A truncated rollout counts with the length at which it was cut. What follows the block counts in its place where it is
+  longer, and the whole completion where it does not begin with its one block: reasoning elsewhere does not pay.
 
 Cost: counting tokens (a few decodes of a rollout), one gather of a number and a key a rollout; one number a query seen.
 Logged: `effort/<r>/tokens` (mean L of the batch at that effort), `effort/<r>/within` (share with L <= r·T(x)),

@@ -56,6 +56,11 @@ class InformationGain:
     needs = ("environment",)
     part_count = MOST_TURNS
 
+    def __post_init__(self) -> None:
+        for name in ("turn_cost", "turn_weight"):
+            if not 0 <= getattr(self, name) <= 1e6:
+                raise ValueError(f"{name}: expected 0 to 1e6, got {getattr(self, name)}")
+
     @property
     def part_weight(self) -> float:
         return self.turn_weight

@@ -184,7 +184,7 @@ class Questions:
     def _turn(self, belief: Belief, text: str, reply: str | None) -> tuple[Turn, Belief]:
         said = after_thinking(text)
         if read_specification(self.space, said) is not None:
-            return Turn(kind="specification"), belief
+            return Turn(kind="specification" if reply is None else "malformed"), belief
         name = question_about(self.space, said)
         if name is None:
             return Turn(kind="malformed"), belief
