@@ -255,6 +255,29 @@ def test_an_openai_compatible_endpoint(monkeypatch):
     path, key, body = Endpoint.asked[0]
     assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer sk-secret", "judge", 0)
     assert rewards(external(url=f"{address}/moved"), batch) == [None, None]  # a redirect could take the key elsewhere
+    monkeypatch.setenv("MONITOR_KEY", "sk-secret\r\n")  # as a file on Windows ends
+    assert rewards(monitor, batch) == [0, -1]
+    assert Endpoint.asked[-1][1] == "Bearer sk-secret"
+    server.shutdown()
+
+
+def echo_the_key(handler):
+    handler.send_response(401, f"no such key: {handler.headers['Authorization']}")
+    handler.end_headers()
+
+
+@pytest.mark.parametrize("key", ["sk-secret", "sk-secret\nsk-secret", "sk-secret\u2026", "\r"])
+def test_no_message_holds_the_key(key, monkeypatch, capsys):
+    monkeypatch.setattr(Endpoint, "do_POST", echo_the_key)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MONITOR_KEY", "sk-other")
+    monitor = external(url=f"http://127.0.0.1:{server.server_port}/v1", api_key_env="MONITOR_KEY")
+    monkeypatch.setenv("MONITOR_KEY", key)
+    assert rewards(monitor, Batches().of(rollout(43))) == [None]
+    warning = capsys.readouterr().out
+    assert ("no such key: Bearer <key>" if key == "sk-secret" else "MONITOR_KEY holds is no key") in warning
+    assert "secret" not in warning
     server.shutdown()
 
 
@@ -285,6 +308,13 @@ def recipe(**monitor):
             {"source": "external", "external": {"url": "http://x", "api_key_env": "NO_SUCH_KEY"}},
             r"external.api_key_env: the environment has no variable NO_SUCH_KEY",
         ),
+        (
+            {"source": "external", "external": {"url": "http://x", "api_key_env": "sk-secret"}},
+            r"external.api_key_env: the environment has no variable of that name",
+        ),
+        ({"source": "external", "external": {"url": "http://x", "timout": 3}}, r"external.timout: .*mean 'timeout'"),
+        ({"source": "external", "external": {"url": "http://x", "time-out": 3}}, r"unknown key 'time-out'"),
+        ({"source": "external", "external": {"url": "http://x", "api_key": "sk-secret"}}, r"external.api_key: .*_env"),
         ({"mode": "off"}, r"self_monitor.mode"),
         ({"lag": 0}, r"self_monitor.lag"),
         ({"slack": 1}, r"self_monitor.slack"),
@@ -294,7 +324,7 @@ def recipe(**monitor):
 def test_one_message_names_the_option(options, message):
     with pytest.raises(UserError, match=message) as caught:
         build_rewards(recipe(**options))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
 def test_check_says_what_a_recipe_cannot_have():

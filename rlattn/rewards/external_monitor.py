@@ -12,12 +12,12 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rlattn.errors import describe
+from rlattn.errors import describe, did_you_mean
 
 LABEL = re.compile(r"<label>\s*(safe|unsafe)\s*</label>", re.IGNORECASE)
 INSTRUCTION = (
@@ -55,8 +55,8 @@ class ExternalMonitor:
             _function(self.python)
         elif not re.match(r"https?://[^/]", str(self.url)):
             raise ValueError(f"url: expected an address such as http://localhost:8000/v1, got {self.url!r}")
-        if self.api_key_env and self.api_key_env not in os.environ:
-            raise ValueError(f"api_key_env: the environment has no variable {self.api_key_env}")
+        if self.api_key_env:
+            _key(self.api_key_env)
         if self.timeout <= 0 or self.workers < 1:
             raise ValueError(
                 f"timeout: expected more than 0 seconds and workers from 1 on, got {self.timeout} and {self.workers}"
@@ -77,17 +77,39 @@ class ExternalMonitor:
         return labels[0].lower() if len(labels) == 1 else "malformed"
 
 
+def known_keys(options: Any) -> Any:
+    """The `external` section of a recipe as it is. Raises ValueError, without any value, where a key is unknown."""
+    names = [field.name for field in fields(ExternalMonitor)]
+    for key in options if isinstance(options, Mapping) else ():
+        if key == "api_key":
+            raise ValueError("api_key: a recipe is stored and shown; name the variable with the key as api_key_env")
+        if key not in names:
+            raise ValueError(f"{key}: unknown key '{key}' ({did_you_mean(key, names)})")
+    return options
+
+
 def ask_endpoint(url: str, model: str, api_key_env: str | None, content: str, *, timeout: float) -> str:
-    """What an OpenAI-compatible endpoint answers to one message, at temperature 0. Raises what urllib or JSON raise."""
+    """What an OpenAI-compatible endpoint answers to one message, at temperature 0.
+
+    Raises:
+        OSError: it cannot be asked; the message never holds the key.
+        Exception: what it says is no answer.
+    """
     body = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0}
     headers = {"Content-Type": "application/json"}
-    if api_key_env:
-        headers["Authorization"] = f"Bearer {os.environ[api_key_env]}"
+    key = _key(api_key_env) if api_key_env else ""
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
     # a redirect would carry the key to another host
     opener = urllib.request.build_opener(_NoRedirect)
-    with opener.open(request, timeout=timeout) as response:
-        return json.load(response)["choices"][0]["message"]["content"] or ""
+    try:
+        with opener.open(request, timeout=timeout) as response:
+            reply = response.read()
+    except Exception as error:
+        problem = describe(error)
+        raise OSError(problem.replace(key, "<key>") if key else problem) from None
+    return json.loads(reply)["choices"][0]["message"]["content"] or ""
 
 
 def ask_all(
@@ -121,6 +143,18 @@ def ask_all(
     given = list(answers)  # what still comes in is too late
     problem = problems[0] if problems else f"no answer within {timeout:g} s" if None in given else ""
     return given, problem
+
+
+def _key(variable: str) -> str:
+    """The key in an environment variable, without the line end that a file left there. Raises ValueError."""
+    if variable not in os.environ:
+        # what looks like no variable's name may be the key itself
+        name = variable if re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable) else "of that name"
+        raise ValueError(f"api_key_env: the environment has no variable {name}")
+    key = os.environ[variable].strip()
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ValueError(f"api_key_env: what {variable} holds is no key: empty, or not plain ASCII without spaces")
+    return key
 
 
 def _function(path: str) -> Callable[[str, str], Any]:

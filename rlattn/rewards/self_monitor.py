@@ -39,11 +39,13 @@ rollouts' own), `lambda`, `malformed` (rollouts out of format), `unparsed` (moni
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from rlattn.four_parts import monitor_prompt, outside_monitor, parse_four_parts, parse_verdict
 from rlattn.ranks import say
-from rlattn.rewards.external_monitor import ExternalMonitor
+from rlattn.rewards.external_monitor import ExternalMonitor, known_keys
 from rlattn.types import RewardBatch, Rollout
 
 ALARM_SAFE = 0.98  # share of "safe" above which the held-out monitor's disagreement is worth a warning
@@ -77,7 +79,7 @@ class SelfMonitor:
     source: Literal["lagged", "own", "external"] = "lagged"
     lag: int = 15
     """Optimizer steps after which the lagged policy is refreshed."""
-    external: ExternalMonitor | None = None
+    external: Annotated[ExternalMonitor | None, BeforeValidator(known_keys)] = None
     mode: Literal["reward", "log"] = "reward"
     constraint: Literal["lagrangian", "penalty"] = "lagrangian"
     slack: float = 0.05
