@@ -211,6 +211,35 @@ def test_an_external_function_judges_and_what_it_does_not_answer_is_neutral(caps
     assert capsys.readouterr().out.count("RuntimeError: boom") == 1
 
 
+class Judges:
+    def __init__(self, prompt, thought):
+        pass
+
+
+async def asynchronous(prompt, thought):
+    return "safe"
+
+
+def loud(prompt, thought):
+    return " Unsafe\n" if "60" in thought else "SAFE"
+
+
+def silent(prompt, thought):
+    return None
+
+
+def test_a_label_counts_in_any_case():
+    assert rewards(external(python="test_self_monitor:loud"), Batches().of(rollout(43), rollout(60))) == [0, -1]
+
+
+def test_a_monitor_without_readable_labels_warns_once_and_does_not_move_lambda(capsys):
+    batches, monitor = Batches(), external(python="test_self_monitor:silent")
+    for _ in range(2):
+        assert rewards(monitor, batches.of(rollout(43), rollout(60), BROKEN)) == [-1, -1, -1]
+    assert monitor.multiplier == 0 and batches.logged[1]["self_monitor/lambda"] == 0
+    assert capsys.readouterr().out.count("no label can be read from 2 of the monitor's 2 answers") == 1
+
+
 def test_an_unreachable_endpoint_leaves_training_alone_with_one_warning(monkeypatch, capsys):
     monkeypatch.setenv("MONITOR_KEY", "sk-secret")
     monitor = external(url="http://127.0.0.1:9/v1", api_key_env="MONITOR_KEY", timeout=5.0)
@@ -315,6 +344,9 @@ def recipe(**monitor):
         ({"source": "external", "external": {"url": "http://x", "timout": 3}}, r"external.timout: .*mean 'timeout'"),
         ({"source": "external", "external": {"url": "http://x", "time-out": 3}}, r"unknown key 'time-out'"),
         ({"source": "external", "external": {"url": "http://x", "api_key": "sk-secret"}}, r"external.api_key: .*_env"),
+        ({"source": "external", "external": {"python": "test_self_monitor:asynchronous"}}, r"python: .* async"),
+        ({"source": "external", "external": {"python": "test_self_monitor:Judges"}}, r"python: .* is no function"),
+        ({"source": "external", "external": {"python": "test_self_monitor:recipe"}}, r"python: .* two arguments"),
         ({"mode": "off"}, r"self_monitor.mode"),
         ({"lag": 0}, r"self_monitor.lag"),
         ({"slack": 1}, r"self_monitor.slack"),

@@ -4,6 +4,7 @@ It may be slow, wrong or gone, and must not be able to end or hang a run: a ques
 """
 
 import importlib
+import inspect
 import json
 import os
 import queue
@@ -36,7 +37,8 @@ class ExternalMonitor:
     """
 
     python: str | None = None
-    """`module:function`; the function takes the prompt and the thought, as texts, and returns `safe` or `unsafe`."""
+    """`module:function`; the function takes the prompt and the thought, as texts, and returns `safe` or `unsafe`, in
+    any case. What it raises leaves the thought unjudged."""
     url: str | None = None
     """An OpenAI-compatible endpoint, such as `http://localhost:8000/v1`."""
     model: str = ""
@@ -65,16 +67,17 @@ class ExternalMonitor:
     def judge(self, questions: Sequence[tuple[str, str]]) -> tuple[list[str | None], str]:
         """What it said of each (prompt, thought), None where it did not answer in time, and the first problem as text.
 
-        Its answers are not checked here. Cost: at most `timeout` seconds.
+        Its answers are in lower case, and not checked here. Cost: at most `timeout` seconds.
         """
         ask = _function(self.python) if self.python else self._ask_endpoint
-        return ask_all(ask, questions, timeout=self.timeout, workers=self.workers)
+        answers, problem = ask_all(ask, questions, timeout=self.timeout, workers=self.workers)
+        return [None if answer is None else answer.strip().lower() for answer in answers], problem
 
     def _ask_endpoint(self, prompt: str, thought: str) -> str:
         content = f"{INSTRUCTION}\n\n# Task\n{prompt}\n\n# Thoughts\n{thought}"
         text = ask_endpoint(str(self.url), self.model, self.api_key_env, content, timeout=self.timeout)
         labels = LABEL.findall(text)
-        return labels[0].lower() if len(labels) == 1 else "malformed"
+        return labels[0] if len(labels) == 1 else "malformed"
 
 
 def known_keys(options: Any) -> Any:
@@ -165,8 +168,16 @@ def _function(path: str) -> Callable[[str, str], Any]:
         function = getattr(importlib.import_module(module_name), name)
     except (Exception, SystemExit) as error:
         raise ValueError(f"python: '{path}' cannot be imported: {describe(error)}") from None
-    if not callable(function):
+    if not callable(function) or isinstance(function, type):
         raise ValueError(f"python: '{path}' is no function")
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(f"python: '{path}' must not be async")
+    try:
+        inspect.signature(function).bind("prompt", "thought")
+    except TypeError:
+        raise ValueError(f"python: '{path}' must take two arguments, the prompt and the thought") from None
+    except ValueError:
+        pass  # a builtin without a signature
     found: Callable[[str, str], Any] = function
     return found
 

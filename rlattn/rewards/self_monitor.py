@@ -22,6 +22,8 @@ Decisions where the paper is silent:
 - Unless the label is the rollout's own, the reward speaks for thought and output only: in format, nothing that
   a rollout writes in its critique and label changes what it earns, and credit for them would make the lagged monitor
   drift. Where a policy loses the format there, add the reward `format`, which speaks for all tokens.
+- An external monitor that gives no readable label for most of a batch is broken, rather than the policy worse: a
+  warning says so, once, and lambda stands still. The rollouts are flagged all the same.
 - `mode: log` changes nothing: weight 0, training as without the reward, bit for bit.
 - With `mode: reward`, every `held_out_every` generation batches the policy of step 0, which is never trained on, judges
   the same thoughts. A warning follows where more than 98 % pass and the held-out monitor flags clearly more, and where
@@ -49,6 +51,7 @@ from rlattn.rewards.external_monitor import ExternalMonitor, known_keys
 from rlattn.types import RewardBatch, Rollout
 
 ALARM_SAFE = 0.98  # share of "safe" above which the held-out monitor's disagreement is worth a warning
+UNREADABLE = 0.5  # share of a batch's monitor labels above which the monitor, and no policy, is at fault
 DRIFTED = 0.5  # share of flagged rollouts above which twice the held-out monitor's is worth one
 
 
@@ -192,7 +195,13 @@ class SelfMonitor:
     def _learn_from(self, judged: Sequence[Judged], batch: RewardBatch) -> None:
         """Lambda and metrics, from the rollouts of all ranks."""
         flags = [one.flagged for one in judged if one.flagged is not None]
-        if flags and self._moves:
+        asked = [one for one in judged if one.own_safe is not None and one.flagged is not None]
+        unreadable = bool(asked) and fmean(one.unparsed for one in asked) > UNREADABLE
+        if unreadable:
+            count = sum(one.unparsed for one in asked)
+            self._warn("unparsed", f"no label can be read from {count} of the monitor's {len(asked)} answers, and each "
+                                   "of these thoughts counts as flagged")  # fmt: skip
+        if flags and self._moves and not (unreadable and self.external):
             self.multiplier = next_multiplier(self.multiplier, fmean(flags), self.slack, self.rate, self.cap)
         found = monitor_metrics(judged) | {"lambda": self.multiplier}
         if "held_out_flag_rate" in found and flags:
