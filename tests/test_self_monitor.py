@@ -295,6 +295,27 @@ def echo_the_key(handler):
     handler.end_headers()
 
 
+def flood(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    try:
+        while True:
+            handler.wfile.write(b" " * 100_000)
+    except OSError:
+        handler.server.hung_up.set()
+
+
+def test_an_endless_reply_is_cut_off(monkeypatch, capsys):
+    monkeypatch.setattr(Endpoint, "do_POST", flood)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    server.hung_up = threading.Event()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monitor = external(url=f"http://127.0.0.1:{server.server_port}/v1")
+    assert rewards(monitor, Batches().of(rollout(43))) == [None]
+    assert server.hung_up.wait(20) and "more than 1,000,000 bytes" in capsys.readouterr().out
+    server.shutdown()
+
+
 @pytest.mark.parametrize("key", ["sk-secret", "sk-secret\nsk-secret", "sk-secret\u2026", "\r"])
 def test_no_message_holds_the_key(key, monkeypatch, capsys):
     monkeypatch.setattr(Endpoint, "do_POST", echo_the_key)
@@ -347,6 +368,13 @@ def recipe(**monitor):
         ({"source": "external", "external": {"python": "test_self_monitor:asynchronous"}}, r"python: .* async"),
         ({"source": "external", "external": {"python": "test_self_monitor:Judges"}}, r"python: .* is no function"),
         ({"source": "external", "external": {"python": "test_self_monitor:recipe"}}, r"python: .* two arguments"),
+        (
+            {"source": "external", "external": {"url": "http://x", "timeout": 1e12}},
+            r"external.timeout: expected .* at most 3600 seconds, got 1e\+12",
+        ),
+        ({"source": "external", "external": {"url": "http://x", "timeout": float("inf")}}, r"external.timeout: .* inf"),
+        ({"source": "external", "external": {"url": "http://x", "timeout": float("nan")}}, r"external.timeout: .* nan"),
+        ({"source": "external", "external": {"url": "http://x", "workers": 0}}, r"external.workers: .* at least 1"),
         ({"mode": "off"}, r"self_monitor.mode"),
         ({"lag": 0}, r"self_monitor.lag"),
         ({"slack": 1}, r"self_monitor.slack"),
