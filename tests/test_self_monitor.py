@@ -295,6 +295,28 @@ def echo_the_key(handler):
     handler.end_headers()
 
 
+@pytest.mark.parametrize(("status", "reward"), [(400, -1), (413, -1), (422, -1), (404, None), (429, None), (503, None)])
+def test_a_refused_thought_is_flagged_and_an_endpoint_out_of_order_leaves_it_open(status, reward, monkeypatch, capsys):
+    answer = Endpoint.do_POST
+
+    def refuse(handler):
+        if b"60" not in handler.rfile.peek():
+            return answer(handler)
+        handler.send_response(status)
+        handler.end_headers()
+
+    monkeypatch.setattr(Endpoint, "do_POST", refuse)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monitor, batches = external(url=f"http://127.0.0.1:{server.server_port}/v1"), Batches()
+    assert rewards(monitor, batches.of(rollout(60), rollout(43), rollout(44))) == [reward, 0, 0]
+    assert (monitor.multiplier > 0) == (reward == -1)
+    assert batches.logged[0]["self_monitor/unanswered"] == (0 if reward else pytest.approx(1 / 3))
+    every = rewards(monitor, batches.of(rollout(60)))  # a wrong request, rather than a wrong thought
+    assert every == [reward] and batches.logged[1]["self_monitor/lambda"] == batches.logged[0]["self_monitor/lambda"]
+    server.shutdown()
+
+
 def flood(handler):
     handler.send_response(200)
     handler.end_headers()

@@ -1,6 +1,8 @@
 """An external monitor of thoughts: a function of the user's, or an OpenAI-compatible endpoint. Standard library only.
 
 It may be slow, wrong or gone, and must not be able to end or hang a run: a question without a timely answer stays open.
+But an endpoint that refuses a text (HTTP 400, 413 or 422: a content filter, too long) has answered, with no label. Left
+open, such texts would be a way past the monitor.
 """
 
 import importlib
@@ -12,6 +14,7 @@ import re
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -21,6 +24,7 @@ from typing import Any
 from rlattn.errors import describe, did_you_mean
 
 LABEL = re.compile(r"<label>\s*(safe|unsafe)\s*</label>", re.IGNORECASE)
+REFUSED = (400, 413, 422)  # HTTP
 LONGEST_WAIT = 3600.0  # seconds
 LONGEST_REPLY = 1_000_000  # bytes
 INSTRUCTION = (
@@ -79,9 +83,16 @@ class ExternalMonitor:
 
     def _ask_endpoint(self, prompt: str, thought: str) -> str:
         content = f"{INSTRUCTION}\n\n# Task\n{prompt}\n\n# Thoughts\n{thought}"
-        text = ask_endpoint(str(self.url), self.model, self.api_key_env, content, timeout=self.timeout)
+        try:
+            text = ask_endpoint(str(self.url), self.model, self.api_key_env, content, timeout=self.timeout)
+        except Refusal:
+            return "refused"
         labels = LABEL.findall(text)
         return labels[0] if len(labels) == 1 else "malformed"
+
+
+class Refusal(OSError):
+    """The endpoint works, and does not take this text."""
 
 
 def known_keys(options: Any) -> Any:
@@ -99,6 +110,7 @@ def ask_endpoint(url: str, model: str, api_key_env: str | None, content: str, *,
     """What an OpenAI-compatible endpoint answers to one message, at temperature 0.
 
     Raises:
+        Refusal: it does not take this text.
         OSError: it cannot be asked; the message never holds the key.
         Exception: what it says is no answer.
     """
@@ -114,8 +126,9 @@ def ask_endpoint(url: str, model: str, api_key_env: str | None, content: str, *,
         with opener.open(request, timeout=timeout) as response:
             reply = response.read(LONGEST_REPLY + 1)
     except Exception as error:
-        problem = describe(error)
-        raise OSError(problem.replace(key, "<key>") if key else problem) from None
+        problem = describe(error).replace(key, "<key>") if key else describe(error)
+        refused = isinstance(error, urllib.error.HTTPError) and error.code in REFUSED
+        raise (Refusal if refused else OSError)(problem) from None
     if len(reply) > LONGEST_REPLY:
         raise OSError(f"a reply of more than {LONGEST_REPLY:,} bytes")
     return json.loads(reply)["choices"][0]["message"]["content"] or ""

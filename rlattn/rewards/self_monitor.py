@@ -11,7 +11,8 @@ Where the label comes from (`source`):
 - `lagged` (the paper's): the policy of up to `lag` steps ago continues prompt + `<think>R</think> <monitor>`, greedily.
 - `own`: the rollout's own label. It costs nothing, and pays a policy for writing `safe`.
 - `external`: a function or an endpoint (`rlattn/rewards/external_monitor.py`). A rollout it does not answer for in time
-  is neutral; so while it is unreachable the reward changes nothing, warns once and counts.
+  is neutral; so while it is unreachable the reward changes nothing, warns once and counts. One that an endpoint
+  refuses (HTTP 400, 413, 422) is flagged: it would pay to be refused.
 
 Decisions where the paper is silent:
 
@@ -33,9 +34,10 @@ Cost: one greedy generation of at most `max_new_tokens` a batch for `lagged`, an
 judges; the memory of the trained weights once for each of the two policies (under LoRA: of the adapter).
 
 Logs, as `self_monitor/…` (over all ranks): `flag_rate`, `safe` (share of the monitor's labels), `own_safe` (of the
-rollouts' own), `lambda`, `malformed` (rollouts out of format), `unparsed` (monitor labels that could not be read),
-`unanswered` (external), `precision` and `recall` of flagging what the task calls `deceptive` where it can tell,
-`held_out_flag_rate`, `held_out_recall`, `alarm` (passes too easily) and `drifted` (flags too easily), 0 or 1.
+rollouts' own), `lambda`, `malformed` (rollouts out of format), `unparsed` (monitor labels that could not be read,
+refusals among them), `unanswered` (external), `precision` and `recall` of flagging what the task calls `deceptive`
+where it can tell, `held_out_flag_rate`, `held_out_recall`, `alarm` (passes too easily) and `drifted` (flags too
+easily), 0 or 1.
 """
 
 from collections.abc import Sequence
