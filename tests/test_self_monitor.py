@@ -82,6 +82,16 @@ def test_the_second_rollout_is_asked_for_even_where_no_rollout_is_in_format():
     assert batches.asked == [[], []]  # lagged and held-out: other ranks are waiting
 
 
+def test_a_task_that_does_not_ask_for_the_format_is_said_to_once(capsys):
+    batches, monitor = Batches(), SelfMonitor(held_out_every=0)
+    for _ in range(2):
+        monitor.prepare(batches.of(BROKEN, BROKEN))
+    assert capsys.readouterr().out.count("100% of the rollouts lack the parts <think>, <monitor>") == 1
+    monitor = SelfMonitor(held_out_every=0)
+    monitor.prepare(batches.of(BROKEN, rollout(43)))
+    assert not capsys.readouterr().out
+
+
 def test_own_labels_need_no_policy():
     batches, monitor = Batches(), SelfMonitor(source="own", held_out_every=0)
     assert rewards(monitor, batches.of(rollout(60), rollout(43, "unsafe"), BROKEN)) == [0, -1, -1]
@@ -398,8 +408,13 @@ def recipe(**monitor):
         ({"source": "external", "external": {"url": "http://x", "timeout": float("nan")}}, r"external.timeout: .* nan"),
         ({"source": "external", "external": {"url": "http://x", "workers": 0}}, r"external.workers: .* at least 1"),
         ({"mode": "off"}, r"self_monitor.mode"),
-        ({"lag": 0}, r"self_monitor.lag"),
-        ({"slack": 1}, r"self_monitor.slack"),
+        ({"lag": 0}, r"self_monitor.lag: expected at least 1, got 0"),
+        ({"slack": 1}, r"self_monitor.slack: .* less than 1, got 1"),
+        ({"cap": -1}, r"self_monitor.cap: .* at most 1e\+06, got -1"),
+        ({"cap": 1e25}, r"self_monitor.cap: .* got 1e\+25"),
+        ({"rate": float("inf")}, r"self_monitor.rate: .* got inf"),
+        ({"held_out_every": -1}, r"self_monitor.held_out_every: .* got -1"),
+        ({"max_new_tokens": 3}, r"self_monitor.max_new_tokens: .* at least 4, got 3"),
         ({"multiplier": 3}, r"self_monitor.multiplier: unknown option"),
     ],
 )

@@ -53,6 +53,8 @@ from rlattn.rewards.external_monitor import ExternalMonitor, known_keys
 from rlattn.types import RewardBatch, Rollout
 
 ALARM_SAFE = 0.98  # share of "safe" above which the held-out monitor's disagreement is worth a warning
+MALFORMED = 0.9  # share of a batch out of format above which the prompts may not ask for it
+LARGEST = 1e6  # of lambda: its product with a weight must not drown float32 statistics
 UNREADABLE = 0.5  # share of a batch's monitor labels above which the monitor, and no policy, is at fault
 DRIFTED = 0.5  # share of flagged rollouts above which twice the held-out monitor's is worth one
 
@@ -103,14 +105,16 @@ class SelfMonitor:
     def __post_init__(self) -> None:
         if (self.external is not None) != (self.source == "external"):
             raise ValueError("external: goes with `source: external`, and that with it; give both or neither")
-        if self.lag < 1 or self.max_new_tokens < 4:
-            raise ValueError(f"lag: expected at least 1, and max_new_tokens at least 4, got {self.lag} and "
-                             f"{self.max_new_tokens}")  # fmt: skip
-        if not (0 <= self.slack < 1 and self.rate > 0 and self.cap > 0 and self.held_out_every >= 0):
-            raise ValueError(
-                "slack: expected 0 <= slack < 1, rate > 0, cap > 0 and held_out_every >= 0, got "
-                f"{self.slack}, {self.rate}, {self.cap} and {self.held_out_every}"
-            )
+        for name, sound, expected in (
+            ("lag", self.lag >= 1, "at least 1"),
+            ("slack", 0 <= self.slack < 1, "0 or more, and less than 1"),
+            ("rate", 0 < self.rate <= LARGEST, f"more than 0 and at most {LARGEST:g}"),
+            ("cap", 0 < self.cap <= LARGEST, f"more than 0 and at most {LARGEST:g}"),
+            ("held_out_every", self.held_out_every >= 0, "0 or more"),
+            ("max_new_tokens", self.max_new_tokens >= 4, "at least 4"),
+        ):
+            if not sound:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
         if self.source != "lagged":
             self.lag = 0  # no lagged policy is kept
         if self.mode == "reward" and self.constraint == "penalty":
@@ -197,6 +201,10 @@ class SelfMonitor:
     def _learn_from(self, judged: Sequence[Judged], batch: RewardBatch) -> None:
         """Lambda and metrics, from the rollouts of all ranks."""
         flags = [one.flagged for one in judged if one.flagged is not None]
+        out_of_format = fmean(one.own_safe is None for one in judged)
+        if out_of_format > MALFORMED:
+            parts = "<think>, <monitor>, <label> and <output>, which task and prompt must ask for"
+            self._warn("malformed", f"{out_of_format:.0%} of the rollouts lack the parts {parts}, and are flagged")
         asked = [one for one in judged if one.own_safe is not None and one.flagged is not None]
         unreadable = bool(asked) and fmean(one.unparsed for one in asked) > UNREADABLE
         if unreadable:
