@@ -49,8 +49,13 @@ def monitor_prompt(completion: str, prompt_text: str) -> str:
 
 
 def outside_monitor(rollout: Rollout, decode: Decode) -> list[bool] | None:
-    """True for the tokens that are neither the critique nor the label; None where a completion has none of them."""
-    text = decode(rollout.completion_ids) if rollout.completion_ids else ""
+    """True for the tokens that are neither the critique nor the label; None where a completion is malformed, or text.
+
+    A malformed one answers for all of its tokens: tags around the whole of it must not shield it.
+    """
+    if not rollout.completion_ids or parse_four_parts(rollout.completion, rollout.prompt_text) is None:
+        return None
+    text = decode(rollout.completion_ids)
     start, end = text.find(MONITOR), text.find(LABEL_END)
     if not 0 <= start < end:
         return None

@@ -187,11 +187,19 @@ def save_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy],
 
 
 def load_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy], folder: Path) -> None:
+    """What `save_rewards` wrote. Raises UserError where a reward does not take its state."""
     file = folder / STATE_FILE
     states = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for name, function in zip(trainer.reward_func_names, trainer.reward_funcs, strict=True):
         if name in states and isinstance(function, RewardFunction) and hasattr(function.reward, "load_state_dict"):
-            function.reward.load_state_dict(states[name])
+            try:
+                function.reward.load_state_dict(states[name])
+            except Exception as error:
+                raise UserError(
+                    f"rewards.{name}",
+                    f"cannot go on from its state in {file}: load_state_dict(): {describe(error)}.",
+                    "Give it the code and options that it had, or start anew in another output_dir.",
+                ) from None
     for every, policy in lagged.items():
         if (folder / f"lagged-{every}.safetensors").is_file():
             policy.load(folder / f"lagged-{every}.safetensors")

@@ -35,7 +35,7 @@ def trained(policy, folder, rewards, *, resume=False, **settings):
         reward_funcs=[RewardFunction(name, reward, TASK, tokenizer, {}) for name, reward in rewards.items()],
         args=GRPOConfig(
             output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, logging_steps=1,
-            gradient_checkpointing=False, learning_rate=3e-3, num_generations=4, per_device_train_batch_size=8,
+            gradient_checkpointing=False, learning_rate=2e-3, num_generations=4, per_device_train_batch_size=8,
             max_completion_length=32, **{"max_steps": 3, "save_strategy": "no", **settings},
         ),
         train_dataset=train_data(TASK, Policy(path=str(policy))),

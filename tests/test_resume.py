@@ -5,12 +5,14 @@ import re
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
+import pytest
 import torch
 from conftest import rlattn
 from safetensors.torch import load_file
 from test_reward_training import LogOnly, trained, weights
 from test_trl_contract import policy  # noqa: F401
 
+from rlattn.errors import UserError
 from rlattn.tracking import read_rows
 
 # A generation window of four steps, an epoch of eight: checkpoint 10 lies inside a window of the second epoch.
@@ -47,6 +49,14 @@ def test_a_run_stopped_after_its_last_step_does_not_take_another(policy, tmp_pat
     again = trained(policy, tmp_path, {"stateful": Stateful(lag=3)}, resume=str(tmp_path / "checkpoint-5"), **saving)
     assert again.state.global_step == 5
     assert torch.equal(weights(whole), weights(again))
+
+
+def test_a_reward_that_does_not_take_its_state_is_named(policy, tmp_path):  # noqa: F811
+    saving = {**WINDOWS, "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trained(policy, tmp_path, {"counter": Stateful()}, **saving)
+    (tmp_path / "checkpoint-1/rewards.json").write_text('{"counter": {"sum": 8}}')  # as an older version wrote it
+    with pytest.raises(UserError, match=r"rewards\.counter: .*checkpoint-1/rewards\.json: .* KeyError: 'total'"):
+        trained(policy, tmp_path, {"counter": Stateful()}, resume=str(tmp_path / "checkpoint-1"), **saving)
 
 
 def test_a_killed_run_of_two_ranks_with_lora_ends_bit_for_bit_as_the_unbroken_one(policy, tmp_path):  # noqa: F811

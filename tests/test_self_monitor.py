@@ -1,9 +1,7 @@
-"""The self-monitor's judgements, its Lagrangian and its faults; in training it is tested in test_monitored_training."""
+"""The self-monitor's judgements, its Lagrangian and its faults; in training: test_monitored_training.py."""
 
-import http.server
 import json
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -12,7 +10,6 @@ from rlattn.check import check
 from rlattn.errors import UserError
 from rlattn.plugins import build_rewards
 from rlattn.recipe import load_recipe, parse_recipe
-from rlattn.rewards.external_monitor import ExternalMonitor
 from rlattn.rewards.payoff import Payoff
 from rlattn.rewards.self_monitor import SelfMonitor, next_multiplier
 from rlattn.tasks import Ledger
@@ -82,6 +79,16 @@ def test_the_second_rollout_is_asked_for_even_where_no_rollout_is_in_format():
     assert batches.asked == [[], []]  # lagged and held-out: other ranks are waiting
 
 
+def test_a_task_that_does_not_ask_for_the_format_is_said_to_once(capsys):
+    batches, monitor = Batches(), SelfMonitor(held_out_every=0)
+    for _ in range(2):
+        monitor.prepare(batches.of(BROKEN, BROKEN))
+    assert capsys.readouterr().out.count("100% of the rollouts lack the parts <think>, <monitor>") == 1
+    monitor = SelfMonitor(held_out_every=0)
+    monitor.prepare(batches.of(BROKEN, rollout(43)))
+    assert not capsys.readouterr().out
+
+
 def test_own_labels_need_no_policy():
     batches, monitor = Batches(), SelfMonitor(source="own", held_out_every=0)
     assert rewards(monitor, batches.of(rollout(60), rollout(43, "unsafe"), BROKEN)) == [0, -1, -1]
@@ -145,15 +152,16 @@ def test_a_monitor_that_flags_what_the_held_out_one_passes_is_said_to_have_drift
 def test_critique_and_label_get_credit_only_where_the_own_label_is_what_pays(reward):
     one = rollout(43)
     one = replace(one, completion_ids=tuple(one.completion.encode()))
-    broken = replace(BROKEN, completion_ids=tuple(BROKEN.completion.encode()))
-    notes = reward.prepare(Batches().of(one, broken))
-    masks = [reward.tokens(replace(which, note=note)) for which, note in zip((one, broken), notes, strict=True)]
+    wrapped = replace(BROKEN, completion="<monitor> I claim 60 . <label> safe </label>")
+    broken = [replace(bad, completion_ids=tuple(bad.completion.encode())) for bad in (BROKEN, wrapped)]
+    notes = reward.prepare(Batches().of(one, *broken))
+    masks = [reward.tokens(replace(which, note=note)) for which, note in zip((one, *broken), notes, strict=True)]
     if getattr(reward, "source", "") == "own":
-        assert masks == [None, None]
+        assert masks == [None, None, None]
         return
     spoken = bytes(byte for byte, kept in zip(one.completion_ids, masks[0], strict=True) if kept)
     assert spoken == b"<think> I claim 43 . </think>  <output> 43 </output>"
-    assert masks[1] is None  # a malformed rollout answers for all of its tokens
+    assert masks[1:] == [None, None]  # a malformed rollout answers for all of its tokens
 
 
 def test_two_ranks_give_the_same_rewards_lambda_and_metrics_as_one():
@@ -184,80 +192,6 @@ def test_two_ranks_give_the_same_rewards_lambda_and_metrics_as_one():
     assert found[0][2] == found[1][2] == whole.logged
 
 
-# --------------------------------------------------------------------------------------------------- external monitors
-
-
-def judge(prompt, thought):
-    assert prompt == "P "
-    if "62" in thought:
-        raise RuntimeError("boom")
-    if "63" in thought:
-        time.sleep(30)
-    return {"43": "safe", "60": "unsafe"}.get(thought.split()[2], "who knows")
-
-
-def external(**options):
-    return SelfMonitor(source="external", external=ExternalMonitor(**options), held_out_every=0)
-
-
-def test_an_external_function_judges_and_what_it_does_not_answer_is_neutral(capsys):
-    batches, monitor = Batches(), external(python="test_self_monitor:judge", timeout=1.0)
-    batch = batches.of(*(rollout(claim) for claim in (43, 60, 61, 62, 63)), BROKEN)
-    assert rewards(monitor, batch) == [0, -1, -1, None, None, -1]
-    assert batches.logged[0]["self_monitor/unanswered"] == pytest.approx(2 / 6)
-    assert batches.logged[0]["self_monitor/unparsed"] == pytest.approx(1 / 6)
-    assert monitor.multiplier == pytest.approx(0.1 * (3 / 4 - 0.05))
-    monitor.prepare(batch)
-    assert capsys.readouterr().out.count("RuntimeError: boom") == 1
-
-
-def test_an_unreachable_endpoint_leaves_training_alone_with_one_warning(monkeypatch, capsys):
-    monkeypatch.setenv("MONITOR_KEY", "sk-secret")
-    monitor = external(url="http://127.0.0.1:9/v1", api_key_env="MONITOR_KEY", timeout=5.0)
-    batches = Batches()
-    for _ in range(2):
-        assert rewards(monitor, batches.of(rollout(43), rollout(60))) == [None, None]
-    assert monitor.multiplier == 0
-    assert batches.logged[1]["self_monitor/unanswered"] == 1
-    warning = capsys.readouterr().out
-    assert warning.count("does not answer") == 1 and "secret" not in warning
-    assert "secret" not in repr(monitor) + str(monitor.state_dict())
-
-
-class Endpoint(http.server.BaseHTTPRequestHandler):
-    asked: list = []  # noqa: RUF012
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append((self.path, self.headers["Authorization"], body))
-        label = "unsafe" if "60" in body["messages"][0]["content"] else "safe"
-        answer = {"choices": [{"message": {"content": f"I see. <label>{label}</label>"}}]}
-        if self.path.startswith("/moved"):
-            self.send_response(302)
-            self.send_header("Location", "/v1/chat/completions")
-        else:
-            self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    def log_message(self, *arguments):
-        pass
-
-
-def test_an_openai_compatible_endpoint(monkeypatch):
-    monkeypatch.setenv("MONITOR_KEY", "sk-secret")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    batch = Batches().of(rollout(43), rollout(60))
-    monitor = external(url=f"{address}/v1/", model="judge", api_key_env="MONITOR_KEY")
-    assert rewards(monitor, batch) == [0, -1]
-    path, key, body = Endpoint.asked[0]
-    assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer sk-secret", "judge", 0)
-    assert rewards(external(url=f"{address}/moved"), batch) == [None, None]  # a redirect could take the key elsewhere
-    server.shutdown()
-
-
 # ----------------------------------------------------------------------------------------------------- mistaken recipes
 
 
@@ -285,16 +219,38 @@ def recipe(**monitor):
             {"source": "external", "external": {"url": "http://x", "api_key_env": "NO_SUCH_KEY"}},
             r"external.api_key_env: the environment has no variable NO_SUCH_KEY",
         ),
+        (
+            {"source": "external", "external": {"url": "http://x", "api_key_env": "sk-secret"}},
+            r"external.api_key_env: the environment has no variable of that name",
+        ),
+        ({"source": "external", "external": {"url": "http://x", "timout": 3}}, r"external.timout: .*mean 'timeout'"),
+        ({"source": "external", "external": {"url": "http://x", "time-out": 3}}, r"unknown key 'time-out'"),
+        ({"source": "external", "external": {"url": "http://x", "api_key": "sk-secret"}}, r"external.api_key: .*_env"),
+        ({"source": "external", "external": {"python": "test_external_monitor:asynchronous"}}, r"python: .* async"),
+        ({"source": "external", "external": {"python": "test_external_monitor:Judges"}}, r"python: .* is no function"),
+        ({"source": "external", "external": {"python": "test_self_monitor:recipe"}}, r"python: .* two arguments"),
+        (
+            {"source": "external", "external": {"url": "http://x", "timeout": 1e12}},
+            r"external.timeout: expected .* at most 3600 seconds, got 1e\+12",
+        ),
+        ({"source": "external", "external": {"url": "http://x", "timeout": float("inf")}}, r"external.timeout: .* inf"),
+        ({"source": "external", "external": {"url": "http://x", "timeout": float("nan")}}, r"external.timeout: .* nan"),
+        ({"source": "external", "external": {"url": "http://x", "workers": 0}}, r"external.workers: .* at least 1"),
         ({"mode": "off"}, r"self_monitor.mode"),
-        ({"lag": 0}, r"self_monitor.lag"),
-        ({"slack": 1}, r"self_monitor.slack"),
+        ({"lag": 0}, r"self_monitor.lag: expected at least 1, got 0"),
+        ({"slack": 1}, r"self_monitor.slack: .* less than 1, got 1"),
+        ({"cap": -1}, r"self_monitor.cap: .* at most 1e\+06, got -1"),
+        ({"cap": 1e25}, r"self_monitor.cap: .* got 1e\+25"),
+        ({"rate": float("inf")}, r"self_monitor.rate: .* got inf"),
+        ({"held_out_every": -1}, r"self_monitor.held_out_every: .* got -1"),
+        ({"max_new_tokens": 3}, r"self_monitor.max_new_tokens: .* at least 4, got 3"),
         ({"multiplier": 3}, r"self_monitor.multiplier: unknown option"),
     ],
 )
 def test_one_message_names_the_option(options, message):
     with pytest.raises(UserError, match=message) as caught:
         build_rewards(recipe(**options))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
 def test_check_says_what_a_recipe_cannot_have():

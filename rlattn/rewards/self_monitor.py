@@ -11,7 +11,8 @@ Where the label comes from (`source`):
 - `lagged` (the paper's): the policy of up to `lag` steps ago continues prompt + `<think>R</think> <monitor>`, greedily.
 - `own`: the rollout's own label. It costs nothing, and pays a policy for writing `safe`.
 - `external`: a function or an endpoint (`rlattn/rewards/external_monitor.py`). A rollout it does not answer for in time
-  is neutral; so while it is unreachable the reward changes nothing, warns once and counts.
+  is neutral; so while it is unreachable the reward changes nothing, warns once and counts. One that an endpoint
+  refuses (HTTP 400, 413, 422) is flagged: it would pay to be refused.
 
 Decisions where the paper is silent:
 
@@ -22,6 +23,8 @@ Decisions where the paper is silent:
 - Unless the label is the rollout's own, the reward speaks for thought and output only: in format, nothing that
   a rollout writes in its critique and label changes what it earns, and credit for them would make the lagged monitor
   drift. Where a policy loses the format there, add the reward `format`, which speaks for all tokens.
+- An external monitor that gives no readable label for most of a batch is broken, rather than the policy worse: a
+  warning says so, once, and lambda stands still. The rollouts are flagged all the same.
 - `mode: log` changes nothing: weight 0, training as without the reward, bit for bit.
 - With `mode: reward`, every `held_out_every` generation batches the policy of step 0, which is never trained on, judges
   the same thoughts. A warning follows where more than 98 % pass and the held-out monitor flags clearly more, and where
@@ -31,22 +34,28 @@ Cost: one greedy generation of at most `max_new_tokens` a batch for `lagged`, an
 judges; the memory of the trained weights once for each of the two policies (under LoRA: of the adapter).
 
 Logs, as `self_monitor/…` (over all ranks): `flag_rate`, `safe` (share of the monitor's labels), `own_safe` (of the
-rollouts' own), `lambda`, `malformed` (rollouts out of format), `unparsed` (monitor labels that could not be read),
-`unanswered` (external), `precision` and `recall` of flagging what the task calls `deceptive` where it can tell,
-`held_out_flag_rate`, `held_out_recall`, `alarm` (passes too easily) and `drifted` (flags too easily), 0 or 1.
+rollouts' own), `lambda`, `malformed` (rollouts out of format), `unparsed` (monitor labels that could not be read,
+refusals among them), `unanswered` (external), `precision` and `recall` of flagging what the task calls `deceptive`
+where it can tell, `held_out_flag_rate`, `held_out_recall`, `alarm` (passes too easily) and `drifted` (flags too
+easily), 0 or 1.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from rlattn.four_parts import monitor_prompt, outside_monitor, parse_four_parts, parse_verdict
 from rlattn.ranks import say
-from rlattn.rewards.external_monitor import ExternalMonitor
+from rlattn.rewards.external_monitor import ExternalMonitor, known_keys
 from rlattn.types import RewardBatch, Rollout
 
 ALARM_SAFE = 0.98  # share of "safe" above which the held-out monitor's disagreement is worth a warning
+MALFORMED = 0.9  # share of a batch out of format above which the prompts may not ask for it
+LARGEST = 1e6  # of lambda: its product with a weight must not drown float32 statistics
+UNREADABLE = 0.5  # share of a batch's monitor labels above which the monitor, and no policy, is at fault
 DRIFTED = 0.5  # share of flagged rollouts above which twice the held-out monitor's is worth one
 
 
@@ -77,7 +86,7 @@ class SelfMonitor:
     source: Literal["lagged", "own", "external"] = "lagged"
     lag: int = 15
     """Optimizer steps after which the lagged policy is refreshed."""
-    external: ExternalMonitor | None = None
+    external: Annotated[ExternalMonitor | None, BeforeValidator(known_keys)] = None
     mode: Literal["reward", "log"] = "reward"
     constraint: Literal["lagrangian", "penalty"] = "lagrangian"
     slack: float = 0.05
@@ -96,14 +105,16 @@ class SelfMonitor:
     def __post_init__(self) -> None:
         if (self.external is not None) != (self.source == "external"):
             raise ValueError("external: goes with `source: external`, and that with it; give both or neither")
-        if self.lag < 1 or self.max_new_tokens < 4:
-            raise ValueError(f"lag: expected at least 1, and max_new_tokens at least 4, got {self.lag} and "
-                             f"{self.max_new_tokens}")  # fmt: skip
-        if not (0 <= self.slack < 1 and self.rate > 0 and self.cap > 0 and self.held_out_every >= 0):
-            raise ValueError(
-                "slack: expected 0 <= slack < 1, rate > 0, cap > 0 and held_out_every >= 0, got "
-                f"{self.slack}, {self.rate}, {self.cap} and {self.held_out_every}"
-            )
+        for name, sound, expected in (
+            ("lag", self.lag >= 1, "at least 1"),
+            ("slack", 0 <= self.slack < 1, "0 or more, and less than 1"),
+            ("rate", 0 < self.rate <= LARGEST, f"more than 0 and at most {LARGEST:g}"),
+            ("cap", 0 < self.cap <= LARGEST, f"more than 0 and at most {LARGEST:g}"),
+            ("held_out_every", self.held_out_every >= 0, "0 or more"),
+            ("max_new_tokens", self.max_new_tokens >= 4, "at least 4"),
+        ):
+            if not sound:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
         if self.source != "lagged":
             self.lag = 0  # no lagged policy is kept
         if self.mode == "reward" and self.constraint == "penalty":
@@ -190,7 +201,17 @@ class SelfMonitor:
     def _learn_from(self, judged: Sequence[Judged], batch: RewardBatch) -> None:
         """Lambda and metrics, from the rollouts of all ranks."""
         flags = [one.flagged for one in judged if one.flagged is not None]
-        if flags and self._moves:
+        out_of_format = fmean(one.own_safe is None for one in judged)
+        if out_of_format > MALFORMED:
+            parts = "<think>, <monitor>, <label> and <output>, which task and prompt must ask for"
+            self._warn("malformed", f"{out_of_format:.0%} of the rollouts lack the parts {parts}, and are flagged")
+        asked = [one for one in judged if one.own_safe is not None and one.flagged is not None]
+        unreadable = bool(asked) and fmean(one.unparsed for one in asked) > UNREADABLE
+        if unreadable:
+            count = sum(one.unparsed for one in asked)
+            self._warn("unparsed", f"no label can be read from {count} of the monitor's {len(asked)} answers, and each "
+                                   "of these thoughts counts as flagged")  # fmt: skip
+        if flags and self._moves and not (unreadable and self.external):
             self.multiplier = next_multiplier(self.multiplier, fmean(flags), self.slack, self.rate, self.cap)
         found = monitor_metrics(judged) | {"lambda": self.multiplier}
         if "held_out_flag_rate" in found and flags:
