@@ -8,6 +8,7 @@ from rlattn.grpo_fields import load_fields
 from rlattn.recipe import TINY_CONTEXT, TINY_POLICY, Recipe
 from rlattn.rewards import Reward
 from rlattn.rewards.information_gain import InformationGain
+from rlattn.rewards.self_monitor import SelfMonitor
 from rlattn.tasks import DialogueTask, Task
 from rlattn.types import ATTENTION_LAYERS
 
@@ -77,6 +78,10 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
         raise UserError("task.style", f"{TINY_POLICY}'s chat template cannot carry tool calls.", "Use text.")
     asking = {name for name, reward in rewards.items() if isinstance(reward, InformationGain)}
     for name, reward in rewards.items():
+        required = recipe.rewards.named[name].requires
+        if required and isinstance(rewards[required], SelfMonitor):
+            problem = f"a gate opens at 1, and '{required}' pays 0 at best: '{name}' would never count."
+            raise UserError(f"rewards.{name}.requires", problem, "Drop it: the monitor weighs in by itself.")
         names_tokens = hasattr(reward, "tokens") or hasattr(reward, "parts")
         if names_tokens and setting(recipe, "importance_sampling_level") == "sequence":
             raise UserError(

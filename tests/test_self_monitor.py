@@ -256,6 +256,9 @@ def test_one_message_names_the_option(options, message):
 def test_check_says_what_a_recipe_cannot_have():
     with pytest.raises(UserError, match=r"rewards\.payoff: needs a task with payoff\(\), which Arithmetic has not"):
         check(load_recipe("quickstart", ["rewards={payoff: {}}"]), ranks=1, gpu_memory=None)
+    gated = ["task={kind: ledger}", "rewards={payoff: {requires: self_monitor}, self_monitor: {}}"]
+    with pytest.raises(UserError, match=r"rewards\.payoff\.requires: a gate opens at 1"):
+        check(load_recipe("ledger_tiny", gated), ranks=1, gpu_memory=None)
     monitored = ["task={kind: ledger}", "rewards={payoff: {}, self_monitor: {}}"]
     with pytest.raises(UserError, match="lagged policy needs whole weights on every rank, which zero3"):
         check(load_recipe("countdown_4b", monitored), ranks=8, gpu_memory=80)
