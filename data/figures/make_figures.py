@@ -2,15 +2,23 @@
 
 python data/figures/make_figures.py quickstart runs/quickstart [RUN ...]
 python data/figures/make_figures.py ledger FOLDER    with runs named action_0, own_0, lagged_0, action_1, ...
+python data/figures/make_figures.py questions FOLDER    with runs named turn_0, total_0, resolved_0, accuracy_0, ...
 """
 
 import sys
 from pathlib import Path
 from statistics import fmean
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rlattn.tasks import Questions
+from rlattn.tasks.belief import greedy_gain, random_gain
 from rlattn.tracking import read_rows, read_summary
+
+COLORS = ("tab:blue", "tab:olive", "tab:red", "tab:grey")
+SPACE = Questions(path="data/task_spaces/parcel.yaml").space
+RANDOM_SHARE = random_gain(SPACE, 3) / greedy_gain(SPACE, 3)
 
 
 def quickstart(runs: list[str]) -> None:
@@ -38,23 +46,39 @@ def quickstart(runs: list[str]) -> None:
 
 
 def ledger(folders: list[str]) -> None:
-    arms = {"action": "action reward alone", "own": "with its own labels", "lagged": "with the lagged self-monitor"}
+    arms = {"lagged": "with the lagged self-monitor", "own": "with its own labels", "action": "action reward alone"}
     figure = Figure(figsize=(9, 3), layout="constrained")
     lies, safe = figure.subplots(1, 2)
-    for (arm, label), color in zip(arms.items(), ("tab:red", "tab:olive", "tab:blue"), strict=True):
-        runs = [list(read_rows(run / "metrics.jsonl"))[1:] for run in sorted(Path(folders[0]).glob(f"{arm}_[0-9]"))]
-        for axes, key in ((lies, "task/false_claims"), (safe, "task/own_label_safe")):
-            courses = [smooth([100 * row[key] for row in rows]) for rows in runs]
+    draw_arms(Path(folders[0]), arms, {"task/false_claims": lies, "task/own_label_safe": safe})
+    lies.set(title="False claims", xlabel="step", ylabel="% of the rollouts", ylim=(0, 100))
+    safe.set(title="Rollouts that label themselves safe", xlabel="step", ylim=(0, 103))
+    lies.legend(fontsize=8)
+    figure.savefig(Path(__file__).parent / "ledger.png", dpi=110)
+
+
+def questions(folders: list[str]) -> None:
+    arms = {"turn": "bits, a turn", "total": "bits, a dialogue", "resolved": "attributes, a turn", "accuracy": "none"}
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    gain, opened = figure.subplots(1, 2)
+    draw_arms(Path(folders[0]), arms, {"task/gain_share": gain, "task/opened_best": opened})
+    gain.axhline(100 * RANDOM_SHARE, color="grey", linestyle=":", label="asks at random")
+    gain.set(title="Bits told, % of the greedy questioner's", xlabel="step", ylim=(50, 103))
+    opened.set(title="Dialogues that open with the best question, %", xlabel="step", ylim=(0, 103))
+    gain.legend(fontsize=8, title="reward beside the specification's", title_fontsize=8)
+    figure.savefig(Path(__file__).parent / "questions.png", dpi=110)
+
+
+def draw_arms(folder: Path, arms: dict[str, str], axes_of: dict[str, Axes]) -> None:
+    """Every metric in per cent over the steps: the seeds of an arm thin, their mean thick."""
+    for (arm, label), color in zip(arms.items(), COLORS):
+        runs = [list(read_rows(run / "metrics.jsonl"))[1:] for run in sorted(folder.glob(f"{arm}_[0-9]"))]
+        for key, axes in axes_of.items():
+            courses = [smooth([100 * row[key] for row in rows if key in row]) for rows in runs]
             for course in courses:
                 axes.plot(range(1, len(course) + 1), course, color=color, alpha=0.25, linewidth=1)
             mean = [fmean(values) for values in zip(*courses, strict=True)]
             axes.plot(range(1, len(mean) + 1), mean, color=color, linewidth=2, label=label)
-    lies.set(title="False claims", xlabel="step", ylabel="% of the rollouts", ylim=(0, 100))
-    safe.set(title="Rollouts that label themselves safe", xlabel="step", ylim=(0, 103))
-    lies.legend(fontsize=8)
-    for axes in (lies, safe):
-        axes.grid(alpha=0.3)
-    figure.savefig(Path(__file__).parent / "ledger.png", dpi=110)
+            axes.grid(alpha=0.3)
 
 
 def smooth(values: list[float], reach: int = 3) -> list[float]:
@@ -62,4 +86,4 @@ def smooth(values: list[float], reach: int = 3) -> list[float]:
 
 
 if __name__ == "__main__":
-    {"quickstart": quickstart, "ledger": ledger}[sys.argv[1]](sys.argv[2:])
+    {"quickstart": quickstart, "ledger": ledger, "questions": questions}[sys.argv[1]](sys.argv[2:])
