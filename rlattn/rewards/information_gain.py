@@ -33,11 +33,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlattn.errors import UserError
-from rlattn.tasks.questions import Turn
+from rlattn.tasks.questions import MOST_QUESTIONS, Turn
 from rlattn.transcript import runs
 from rlattn.types import Rollout
-
-MOST_TURNS = 64  # parts of a rollout that are compared; a dialogue has fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class InformationGain:
     """Of the turns' z-scores, beside the advantage of the other rewards."""
 
     needs = ("environment",)
-    part_count = MOST_TURNS
+    part_count = MOST_QUESTIONS + 1  # the last turn writes the specification
 
     @property
     def part_weight(self) -> float:

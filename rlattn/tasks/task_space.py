@@ -26,6 +26,9 @@ Specification = Mapping[str, str]  # attribute -> value
 
 QUESTION = "What is the {attribute}?"
 ANSWER = "The {attribute} is {value}."
+LARGEST_FILE = 200_000  # bytes; the shipped ones have 2,000
+LARGEST_WEIGHT = 1e12
+LEAST_SHARE = 1e-12  # of a prior; what is less likely is never drawn
 FORBIDDEN = set("<>=;:,{}")  # they part a written specification, or mark a reply
 
 
@@ -56,6 +59,10 @@ class TaskSpace:
 def load_space(path: Path) -> TaskSpace:
     """A task space from a YAML or JSON file. Raises UserError naming the key at fault."""
     try:
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            raise UserError(
+                str(path), f"expected a regular file of at most {LARGEST_FILE} bytes.", "See data/task_spaces/."
+            )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
@@ -83,6 +90,8 @@ def parse_space(data: Any, where: str) -> TaskSpace:
         if questions.count(attribute.question) > 1:
             key = f"{where}: attributes.{name}.question"
             raise UserError(key, "another attribute has the same question.", "Use {attribute} in it.")
+    if all(len(attribute.answers) == 1 for attribute in attributes.values()):
+        raise UserError(f"{where}: attributes", "every answer allows every value, so none tells anything.", "Add groups.")
     return TaskSpace(about=about, attributes=attributes)
 
 
@@ -116,9 +125,13 @@ def _prior(data: Any, where: str) -> dict[str, float]:
     for value, weight in values.items():
         _label(value, f"{where}.{value}")
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not (number and math.isfinite(weight) and weight > 0):
-            raise UserError(f"{where}.{value}", f"expected a prior of more than 0, got {weight!r}.", "Or leave it out.")
+        if not (number and 0 < weight <= LARGEST_WEIGHT):
+            problem = f"expected a prior of more than 0 and at most {LARGEST_WEIGHT:g}, got {weight!r}."
+            raise UserError(f"{where}.{value}", problem, "Or leave it out.")
     total = math.fsum(values.values())
+    for value, weight in values.items():
+        if weight / total < LEAST_SHARE:
+            raise UserError(f"{where}.{value}", f"is never drawn: its share is {weight / total:g}.", "Leave it out.")
     return {value: weight / total for value, weight in values.items()}
 
 
