@@ -65,3 +65,10 @@ def test_a_large_space_leaves_a_turn_for_the_specification(tmp_path):
     assert Questions(path=path).questions == MOST_QUESTIONS == 63
     with pytest.raises(ValueError, match="turn_limit: expected 1 to 63, the most, found 64"):
         Questions(path=path, turn_limit=64)
+
+
+def test_groups_that_tell_nothing_anywhere_are_refused(tmp_path):
+    silent = dict.fromkeys(("size", "kind"), "{values: [a, b], groups: {any of them: [a, b]}}")
+    with pytest.raises(UserError, match="none tells anything"):
+        Questions(path=written(tmp_path, silent))
+    assert Questions(path=written(tmp_path, {**silent, "size": "{values: [a, b]}"})).questions == 1

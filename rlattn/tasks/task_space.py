@@ -91,7 +91,7 @@ def parse_space(data: Any, where: str) -> TaskSpace:
             key = f"{where}: attributes.{name}.question"
             raise UserError(key, "another attribute has the same question.", "Use {attribute} in it.")
     if all(len(attribute.answers) == 1 for attribute in attributes.values()):
-        raise UserError(f"{where}: attributes", "every answer allows every value, so none tells anything.", "Add groups.")
+        raise UserError(f"{where}: attributes", "every answer allows every value: none tells anything.")
     return TaskSpace(about=about, attributes=attributes)
 
 
