@@ -12,7 +12,7 @@ TASK = Questions(train_rows=1, eval_rows=1)
 ROW = TASK.rows("eval")[0]
 
 
-@pytest.mark.parametrize("piece", ["answer is", "answer is:", "the answer is\n"])
+@pytest.mark.parametrize("piece", ["answer is", "Answer:", "the answer is\n"])
 def test_an_answer_that_is_never_given_is_none(piece):
     assert final_answer(piece + " " * LENGTH) is None
     assert final_answer(piece + " " * LENGTH + "7") == "7"

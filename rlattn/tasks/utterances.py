@@ -6,8 +6,10 @@ could mean two things, or nothing, the parsers say None, and nothing is conclude
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from rlattn.tasks.task_space import Attribute, TaskSpace
+if TYPE_CHECKING:
+    from rlattn.tasks.task_space import Attribute, TaskSpace
 
 FUNCTION_WORDS = {
     "a", "an", "and", "any", "are", "be", "by", "can", "could", "do", "does", "for", "have", "how", "i", "in", "is",
@@ -24,7 +26,7 @@ UNDECIDED = (
 Words = tuple[str, ...]
 
 
-def question_about(space: TaskSpace, text: str) -> str | None:
+def question_about(space: "TaskSpace", text: str) -> str | None:
     """The one attribute that a question asks for; None where it is none, or several.
 
     In this order: the attribute's own question, its name, the values of one attribute only, the most words of its
@@ -47,7 +49,7 @@ def question_about(space: TaskSpace, text: str) -> str | None:
     return best[0] if most and len(best) == 1 else None
 
 
-def answer_allows(attribute: Attribute, text: str) -> frozenset[str] | None:
+def answer_allows(attribute: "Attribute", text: str) -> frozenset[str] | None:
     """The values that an answer leaves; all of them where the speaker is undecided; None where it says nothing."""
     everything = frozenset(attribute.prior)
     named = {label: frozenset({label}) for label in attribute.prior} | dict(attribute.answers)
@@ -67,7 +69,7 @@ def write_specification(specification: Mapping[str, str]) -> str:
     return f"<spec> {' ; '.join(f'{name} = {value}' for name, value in specification.items())} </spec>"
 
 
-def read_specification(space: TaskSpace, text: str) -> dict[str, str] | None:
+def read_specification(space: "TaskSpace", text: str) -> dict[str, str] | None:
     """The last `<spec> name = value ; … </spec>`; None where there is none. Unknown names and values are left out, and
     so is an attribute that is given two different values.
     """
@@ -139,7 +141,7 @@ def _mentions(
     return meant, excluded
 
 
-def _own_words(space: TaskSpace) -> dict[str, set[str]]:
+def _own_words(space: "TaskSpace") -> dict[str, set[str]]:
     """The words of each question that no other question has, and that mean something."""
     questions = {name: set(words(attribute.question)) - FUNCTION_WORDS for name, attribute in space.attributes.items()}
     return {
