@@ -8,7 +8,7 @@ from rlattn.grpo_fields import load_fields
 from rlattn.recipe import TINY_CONTEXT, TINY_POLICY, Recipe
 from rlattn.rewards import Reward
 from rlattn.rewards.information_gain import InformationGain
-from rlattn.tasks import DialogueTask, Task
+from rlattn.tasks import TASKS, DialogueTask, Task
 from rlattn.types import ATTENTION_LAYERS
 
 INSTALL = {"wandb": "wandb", "trackio": "'rlattn[trackers]'", "tensorboard": "'rlattn[trackers]'"}
@@ -77,13 +77,15 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
         raise UserError("task.style", f"{TINY_POLICY}'s chat template cannot carry tool calls.", "Use text.")
     asking = {name for name, reward in rewards.items() if isinstance(reward, InformationGain)}
     for name, reward in rewards.items():
-        for method in getattr(reward, "needs_of_task", ()):
-            if not callable(getattr(task, method, None)):
-                problem = f"needs a task with {method}(), which {type(task).__name__} has not."
-                raise UserError(f"rewards.{name}", problem, "Use a task that has it (ledger), or another reward.")
         if "environment" in getattr(reward, "needs", ()) and not dialogue:
             problem = f"speaks of dialogues, and {type(task).__name__} has none."
             raise UserError(f"rewards.{name}", problem, "Use task.kind: questions, or drop it.")
+        for method in getattr(reward, "needs_of_task", ()):
+            if not callable(getattr(task, method, None)):
+                problem = f"needs a task with {method}(), which {type(task).__name__} has not."
+                have = [kind for kind, built_in in TASKS.items() if hasattr(built_in, method)]
+                which = f" ({', '.join(have)})" if have else ""
+                raise UserError(f"rewards.{name}", problem, f"Use a task that has it{which}, or another reward.")
         if not isinstance(reward, InformationGain):
             continue
         weight = recipe.rewards.named[name].weight

@@ -37,6 +37,8 @@ from rlattn.tasks.questions import MOST_QUESTIONS, Turn
 from rlattn.transcript import runs
 from rlattn.types import Rollout
 
+LARGEST = 1e6  # of a cost or a weight, as of every reward's weight
+
 
 @dataclass(frozen=True, kw_only=True)
 class InformationGain:
@@ -52,7 +54,13 @@ class InformationGain:
     """Of the turns' z-scores, beside the advantage of the other rewards."""
 
     needs = ("environment",)
+    needs_of_task = ("replay",)
     part_count = MOST_QUESTIONS + 1  # the last turn writes the specification
+
+    def __post_init__(self) -> None:
+        for name in ("turn_cost", "turn_weight"):
+            if not abs(getattr(self, name)) <= LARGEST:
+                raise ValueError(f"{name}: expected a number of at most {LARGEST:g}, got {getattr(self, name)}")
 
     @property
     def part_weight(self) -> float:

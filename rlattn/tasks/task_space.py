@@ -28,7 +28,7 @@ Specification = Mapping[str, str]  # attribute -> value
 QUESTION = "What is the {attribute}?"
 ANSWER = "The {attribute} is {value}."
 LARGEST_FILE = 200_000  # bytes; the shipped ones have 2,000
-MOST_VALUES = 1000  # of all attributes together
+MOST_VALUES = 500  # of all attributes together; the prompt lists them
 LARGEST_WEIGHT = 1e12
 LEAST_SHARE = 1e-12  # of a prior; what is less likely is never drawn
 FORBIDDEN = set("<>=;:,{}")  # they part a written specification, or mark a reply
