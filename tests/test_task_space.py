@@ -133,7 +133,7 @@ def test_expected_gains_are_the_mean_over_what_may_be_true():
         (attributes(grade={"values": ["A+", "A", "B"]}), "attributes.grade.answer", "of 'A'"),
         (attributes(heat={"values": ["-10", "10"]}), "attributes.heat.answer", "of '10'"),
         (attributes(size={"values": ["Air mail", "air-mail"]}), "attributes.size.answer", "of 'air-mail'"),
-        (attributes(size={"values": ["wide\nopen", "shut"]}), "attributes.size.values.wide\nopen", "nothing"),
+        (attributes(size={"values": ["wide\nopen", "shut"]}), "attributes.size.values.wide open", "one line"),
         (
             attributes(size={"values": ["x+", "x"], "groups": {"some": ["x+"], "more": ["x"]}}),
             "attributes.size.values.x+",

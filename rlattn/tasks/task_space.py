@@ -195,6 +195,8 @@ def _text(data: Any, where: str) -> str:
 def _label(data: Any, where: str) -> None:
     if FORBIDDEN & set(_text(data, where)):
         raise UserError(where, f"expected words without any of {' '.join(sorted(FORBIDDEN))}.")
+    if len(data.splitlines()) > 1:
+        raise UserError(" ".join(where.split()), "must be one line.")
 
 
 def _distinct(values: list[Any]) -> bool:

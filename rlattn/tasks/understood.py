@@ -8,7 +8,7 @@ from rlattn.tasks.utterances import answer_allows, question_about, read_specific
 if TYPE_CHECKING:
     from rlattn.tasks.task_space import TaskSpace
 
-FIX = "Case, signs and line breaks do not count, nor does a plural s: use other words."
+FIX = "Case and signs do not count, nor does a plural s: use other words."
 
 
 def check_understood(space: "TaskSpace", where: str) -> None:
