@@ -16,6 +16,7 @@ from rlattn.evaluation.statistics import wilson_interval
 from rlattn.generation import generate_greedy
 from rlattn.prompts import decode, render_ids, render_text
 from rlattn.tasks import DialogueTask, Row, Task
+from rlattn.tasks.safe_metrics import SafeMetrics
 from rlattn.trainer import AttentionGRPOTrainer
 from rlattn.types import Messages
 
@@ -130,7 +131,7 @@ def score_greedy(
 
     `calls`: how often to generate; a rank out of rows completes `filler`, as collective generation needs every rank.
     """
-    measure: Callable[[str, Row], dict[str, float]] = getattr(task, "metrics", lambda completion, row: {})
+    measure = SafeMetrics(getattr(task, "metrics", lambda completion, row: {}))
     outcomes: list[Outcome] = []
     kept: list[dict[str, Any]] = []
     for start in range(0, calls * batch_size, batch_size):

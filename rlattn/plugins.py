@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import math
 import sys
 from collections.abc import Mapping, Set
 from dataclasses import fields, is_dataclass
@@ -23,6 +22,14 @@ CALLS: dict[type, dict[str, int]] = {
     Reward: {"score": 1},
     CreditRule: {"__call__": 1},
 }
+OPTIONAL = {"prepare": 1, "tokens": 1, "parts": 1, "state_dict": 0, "load_state_dict": 1, "bind": 1}  # of a reward
+# what is read of an object besides, so that a property of a user's own that raises does so here
+READ: dict[type, tuple[str, ...]] = {
+    Task: ("metrics", "trace", "reply", "questions", "turn_tokens", "style"),
+    Reward: (*OPTIONAL, "needs", "needs_of_task", "lag", "first_policy", "part_count", "part_weight"),
+}
+MOST_PARTS = 1024
+LARGEST_PART_WEIGHT = 1e6
 
 
 def build_task(recipe: Recipe) -> Task:
@@ -58,6 +65,11 @@ def _build(spec: Plugin, kind: str | None, table: Mapping[str, type], protocol: 
             key, f"unknown {where.partition('.')[0].removesuffix('s')} '{kind}'.", did_you_mean(kind, table)
         )
     built = _construct(cls, spec.options, where, set(type(spec).model_fields))
+    try:
+        for name in (*CALLS[protocol], *READ.get(protocol, ())):
+            getattr(built, name, None)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{where}.python", f"reading its '{name}' fails: {describe(error)}.") from None
     if not isinstance(built, protocol):
         missing = [name for name in CALLS[protocol] if not callable(getattr(built, name, None))]
         raise UserError(f"{where}.python", f"{spec.python} lacks the method {missing[0]}().", "See the README.")
@@ -69,17 +81,22 @@ def _build(spec: Plugin, kind: str | None, table: Mapping[str, type], protocol: 
 
 def _check_reward(reward: Any, where: str) -> None:
     """What a reward says about itself besides its score (`rlattn/rewards/__init__.py`)."""
-    optional = {"prepare": 1, "tokens": 1, "parts": 1, "state_dict": 0, "load_state_dict": 1, "bind": 1}
-    check_methods(reward, {name: n for name, n in optional.items() if callable(getattr(reward, name, None))}, where)
+    check_methods(reward, {name: n for name, n in OPTIONAL.items() if callable(getattr(reward, name, None))}, where)
+    for key in ("needs", "needs_of_task"):
+        names = getattr(reward, key, ())
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{where}.{key}", f"expected a tuple of names, such as ('payoff',), got {names!r}.")
     lag = getattr(reward, "lag", None)
     if lag is not None and (not isinstance(lag, int) or lag < 0):
         raise UserError(f"{where}.lag", f"expected a whole number of steps, 0 for no lagged policy, got {lag!r}.")
     if hasattr(reward, "parts"):
         count, weight = getattr(reward, "part_count", None), getattr(reward, "part_weight", None)
-        if not isinstance(count, int) or count < 1:
-            raise UserError(f"{where}.part_count", f"a reward with parts() says how many at most, got {count!r}.")
-        if not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise UserError(f"{where}.part_weight", f"a reward with parts() says what they weigh, got {weight!r}.")
+        if not isinstance(count, int) or not 1 <= count <= MOST_PARTS:
+            problem = f"a reward with parts() says how many at most, 1 to {MOST_PARTS}, got {count!r}."
+            raise UserError(f"{where}.part_count", problem)
+        if not isinstance(weight, int | float) or not abs(weight) <= LARGEST_PART_WEIGHT:
+            problem = f"a reward with parts() says what they weigh, up to {LARGEST_PART_WEIGHT:g}, got {weight!r}."
+            raise UserError(f"{where}.part_weight", problem)
 
 
 def _import(path: str, where: str) -> type:

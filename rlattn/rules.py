@@ -9,7 +9,7 @@ from rlattn.recipe import TINY_CONTEXT, TINY_POLICY, Recipe
 from rlattn.rewards import Reward
 from rlattn.rewards.information_gain import InformationGain
 from rlattn.rewards.self_monitor import SelfMonitor
-from rlattn.tasks import DialogueTask, Task
+from rlattn.tasks import TASKS, DialogueTask, Task
 from rlattn.types import ATTENTION_LAYERS
 
 INSTALL = {"wandb": "wandb", "trackio": "'rlattn[trackers]'", "tensorboard": "'rlattn[trackers]'"}
@@ -89,13 +89,15 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
                 f"sequence spreads every token's gradient over its rollout, and '{name}' names tokens.",
                 "Use token.",
             )
-        for method in getattr(reward, "needs_of_task", ()):
-            if not callable(getattr(task, method, None)):
-                problem = f"needs a task with {method}(), which {type(task).__name__} has not."
-                raise UserError(f"rewards.{name}", problem, "Use a task that has it (ledger), or another reward.")
         if "environment" in getattr(reward, "needs", ()) and not dialogue:
             problem = f"speaks of dialogues, and {type(task).__name__} has none."
             raise UserError(f"rewards.{name}", problem, "Use task.kind: questions, or drop it.")
+        for method in getattr(reward, "needs_of_task", ()):
+            if not callable(getattr(task, method, None)):
+                problem = f"needs a task with {method}(), which {type(task).__name__} has not."
+                have = [kind for kind, built_in in TASKS.items() if hasattr(built_in, method)]
+                which = f" ({', '.join(have)})" if have else ""
+                raise UserError(f"rewards.{name}", problem, f"Use a task that has it{which}, or another reward.")
         if not isinstance(reward, InformationGain):
             continue
         weight = recipe.rewards.named[name].weight

@@ -32,6 +32,7 @@ from rlattn.reward_glue import (
     weights_now,
 )
 from rlattn.tasks import DialogueTask, Row
+from rlattn.tasks.safe_metrics import SafeMetrics
 from rlattn.token_log import TokenLog
 from rlattn.types import AttentionOptions, CreditOptions
 
@@ -107,7 +108,8 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self.attention = attention or AttentionOptions()
         self.credit_options = credit_options or CreditOptions()
         self.reward_options = reward_options
-        self.measure, self.at_epoch, self.token_log = measure, at_epoch, token_log
+        self.measure = SafeMetrics(measure) if measure else None
+        self.at_epoch, self.token_log = at_epoch, token_log
         if token_log:
             self.add_callback(token_log)
         self.stop_strings = tuple(stop_strings)

@@ -9,7 +9,7 @@ cannot put words into another's mouth.
 import re
 from collections.abc import Iterable, Sequence
 
-REPLY = re.compile(r"<reply>(.*?)</reply>", re.DOTALL)
+OPENING, CLOSING = "<reply>", "</reply>"
 TAG, DISARMED = re.compile(r"<(/?)reply>"), r"(\1reply)"
 NOTHING = "…"  # a turn without a word, so that turns can be counted
 
@@ -24,12 +24,14 @@ def write_transcript(segments: Iterable[tuple[str, bool]]) -> str:
 
 def read_transcript(text: str) -> list[tuple[str, str | None]]:
     """The policy's turns, each with the reply to it; None where the dialogue ended."""
-    turn, *rest = REPLY.split(text)
     turns: list[tuple[str, str | None]] = []
-    for reply, following in zip(rest[::2], rest[1::2], strict=True):
-        turns.append((turn.strip(), reply.strip()))
-        turn = following
-    return [*turns, (turn.strip(), None)] if turn.strip() else turns
+    start = 0
+    # by `find`: a regex is quadratic in unclosed tags
+    while (opening := text.find(OPENING, start)) >= 0 and (closing := text.find(CLOSING, opening)) >= 0:
+        turns.append((text[start:opening].strip(), text[opening + len(OPENING) : closing].strip()))
+        start = closing + len(CLOSING)
+    last = text[start:].strip()
+    return [*turns, (last, None)] if last else turns
 
 
 def runs(mask: Sequence[bool]) -> list[tuple[int, int, bool]]:

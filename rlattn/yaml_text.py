@@ -48,23 +48,27 @@ def dump_yaml(data: Any) -> str:
     return stream.getvalue()
 
 
+MOST_VALUES = 100_000  # of a file, its aliases written out: a few lines of nested ones stand for billions
+
+
 class _NotPlain(Exception):
     """A value that YAML can write and a recipe cannot hold: its key path, and what to do."""
 
 
-def _check_plain(data: Any, where: str) -> None:
-    if isinstance(data, dict):
-        for key, value in data.items():
-            path = f"{where}.{key}" if where else str(key)
-            if not isinstance(key, str):
-                raise _NotPlain(path, f"a key must be text, got {key!r}. Put it in quotes.")
-            _check_plain(value, path)
-    elif isinstance(data, list):
-        for place, value in enumerate(data):
-            _check_plain(value, f"{where}.{place}")
-    elif not isinstance(data, str | int | float | None):
+def _check_plain(data: Any, where: str) -> int:
+    """How many values `data` holds, itself among them. Raises _NotPlain."""
+    if not isinstance(data, dict | list | str | int | float | None):
         fix = "Put it in quotes to make it text." if isinstance(data, date) else "Use text, numbers, lists or mappings."
         raise _NotPlain(where, f"a recipe cannot hold a {type(data).__name__}. {fix}")
+    count = 1
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
+        path = f"{where}.{key}" if where else str(key)
+        if isinstance(data, dict) and not isinstance(key, str):
+            raise _NotPlain(path, f"a key must be text, got {key!r}. Put it in quotes.")
+        count += _check_plain(value, path)
+        if count > MOST_VALUES:
+            raise _NotPlain(where, f"holds more than {MOST_VALUES} values, its aliases (*) written out.")
+    return count
 
 
 def _yaml() -> YAML:

@@ -326,7 +326,7 @@ def test_templates_that_cannot_carry_a_dialogue_are_refused(policy, caller):
             "rewards.information_gain.weight: 1 would count the gain a second time",
         ),
         (["rewards.information_gain.requires=specification"], "rewards.information_gain.requires: bears on a reward's"),
-        (["rewards.information_gain.turn_weight=1e39"], "rewards.information_gain.turn_weight: expected 0 to 1e6"),
+        (["rewards.information_gain.turn_weight=1e39"], "rewards.information_gain.turn_weight: expected 0 to 1e+06"),
         (["trainer.importance_sampling_level=sequence"], "trainer.importance_sampling_level: sequence spreads"),
         (["task={kind: arithmetic}"], "speaks of dialogues, and Arithmetic has none"),
         (["task.style=tools"], "task.style: tiny-reasoner's chat template cannot carry tool calls"),

@@ -26,10 +26,10 @@ class Collective:
 
 from rlattn.tasks import Arithmetic
 class Failing(Arithmetic):
-    def metrics(self, completion, row):
-        if RANK == "1":
-            raise ValueError("no such metric")
-        return {{"length": len(completion)}}
+    def verify(self, completion, row):
+        if RANK == "1" and completion != self.gold(row):
+            raise ValueError("no such answer")
+        return super().verify(completion, row)
 """
 RUN = (
     "policy={path: tiny-reasoner, warm_start: {steps: 2, batch_size: 4}}", "resume.stall_seconds=8",
@@ -68,8 +68,8 @@ def test_an_error_on_one_rank_ends_the_other_and_is_told_last(tmp_path):
     began = time.monotonic()
     result = run(tmp_path, "pass", "task={python: 'own:Failing', terms: [2, 2], eval_rows: 4, train_rows: 8}")
     assert result.returncode != 0
-    assert "rlattn (rank 0): rank 1 failed in setup: ValueError: no such metric" in result.stderr
-    assert "no such metric" in result.stderr[result.stderr.rindex("Root Cause") :]
+    assert "rlattn (rank 0): rank 1 failed in setup: ValueError: no such answer" in result.stderr
+    assert "no such answer" in result.stderr[result.stderr.rindex("Root Cause") :]
     assert time.monotonic() - began < 90  # far below the 1,800 s after which torch itself would have given up
 
 

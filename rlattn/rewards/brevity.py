@@ -19,6 +19,8 @@ class Brevity:
     def __post_init__(self) -> None:
         if self.budget < 1:
             raise ValueError(f"budget: expected at least 1, got {self.budget}")
+        if not abs(self.points) <= 1e6:
+            raise ValueError(f"points: expected a number of at most 1e6, got {self.points}")
 
     def score(self, rollout: Rollout) -> float | None:
         if rollout.completion and not rollout.completion_ids:

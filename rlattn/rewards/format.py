@@ -19,6 +19,8 @@ class Format:
     def __post_init__(self) -> None:
         if not self.tags or not all(re.fullmatch(r"[A-Za-z][\w-]*", tag) for tag in self.tags):
             raise ValueError("tags: expected at least one tag name without brackets, such as [think, answer]")
+        if len(set(self.tags)) < len(self.tags):
+            raise ValueError(f"tags: expected every tag once, got {list(self.tags)}")
 
     def score(self, rollout: Rollout) -> float:
         text = rollout.completion.strip()

@@ -33,11 +33,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlattn.errors import UserError
-from rlattn.tasks.questions import Turn
+from rlattn.tasks.questions import MOST_QUESTIONS, Turn
 from rlattn.transcript import runs
 from rlattn.types import Rollout
 
-MOST_TURNS = 64  # parts of a rollout that are compared; a dialogue has fewer
+LARGEST = 1e6  # of a cost or a weight, as of every reward's weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,13 @@ class InformationGain:
     """Of the turns' z-scores, beside the advantage of the other rewards."""
 
     needs = ("environment",)
-    part_count = MOST_TURNS
+    needs_of_task = ("replay",)
+    part_count = MOST_QUESTIONS + 1  # the last turn writes the specification
 
     def __post_init__(self) -> None:
         for name in ("turn_cost", "turn_weight"):
-            if not 0 <= getattr(self, name) <= 1e6:
-                raise ValueError(f"{name}: expected 0 to 1e6, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name}: expected 0 to {LARGEST:g}, got {getattr(self, name)}")
 
     @property
     def part_weight(self) -> float:

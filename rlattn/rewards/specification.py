@@ -15,6 +15,7 @@ class SpecificationShare:
     """In [0, 1]; 0 where no specification ends the dialogue."""
 
     needs = ("environment",)
+    needs_of_task = ("metrics",)
 
     def score(self, rollout: Rollout) -> float:
         task: Any = rollout.task

@@ -31,7 +31,8 @@ _LINE = re.compile(
     r"(?:(?<!\#)\#{4}(?!\#)[ \t]*"
     r"|^[ \t>*_]*A[*_]*[ \t]*:[ \t]*"
     r"|^[ \t>*_]*(?i:(?:the\ |my\ )?(?:final\ )?answer)[*_]*[ \t]*:\s*"
-    r"|(?i:\banswer[ \t]+is\b)[ \t]*:?\s*)"
+    # the colon first: an optional one between two runs of spaces would make this quadratic in spaces
+    r"|(?i:\banswer[ \t]+is\b)(?:[ \t]*:)?\s*)"
     r"(\S.*)",
     re.MULTILINE,
 )

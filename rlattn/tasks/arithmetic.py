@@ -6,6 +6,8 @@ from itertools import accumulate
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
+from rlattn.tasks.row_counts import check_row_counts
+
 if TYPE_CHECKING:
     from rlattn.tasks import Row, Split
 
@@ -47,9 +49,7 @@ class Arithmetic:
             raise ValueError(
                 f"checks: expected [fewest, most] with 0 <= fewest <= most <= 20, found {list(self.checks)}"
             )
-        for name in ("train_rows", "eval_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        check_row_counts(self)
         room = (self.largest - SMALLEST + 1) ** most // 2  # half of the plain sums of the longest kind
         if self.train_rows + self.eval_rows > room:
             raise ValueError(

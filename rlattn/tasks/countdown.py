@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rlattn.errors import UserError
 from rlattn.tasks.arithmetic import tagged_answer
+from rlattn.tasks.row_counts import check_row_counts
 
 if TYPE_CHECKING:
     from rlattn.tasks import Row, Split
@@ -52,15 +53,11 @@ class Countdown:
     def __post_init__(self) -> None:
         if not self.numbers or not all(2 <= count <= 6 for count in self.numbers):
             raise ValueError(f"numbers: expected one or more of 2 to 6, found {list(self.numbers)}")
-        for name, low, high in (
-            ("largest_number", 4, 999),
-            ("largest_target", 10, 999),
-            ("train_rows", 1, None),
-            ("eval_rows", 1, None),
-        ):
+        for name, low, high in (("largest_number", 4, 999), ("largest_target", 10, 999)):
             value = getattr(self, name)
-            if value < low or (high is not None and value > high):
-                raise ValueError(f"{name}: expected {low} {f'to {high}' if high else 'or more'}, found {value}")
+            if not low <= value <= high:
+                raise ValueError(f"{name}: expected {low} to {high}, found {value}")
+        check_row_counts(self)
 
     def rows(self, split: "Split") -> "list[Row]":
         """Rows of `prompt`, `numbers`, `target` and `solution` (one of the expressions that reach it).

@@ -17,6 +17,7 @@ from random import Random
 from typing import TYPE_CHECKING, Literal
 
 from rlattn.four_parts import FourParts, parse_four_parts
+from rlattn.tasks.row_counts import check_row_counts
 
 if TYPE_CHECKING:
     from rlattn.tasks import Row, Split
@@ -52,9 +53,7 @@ class Ledger:
             raise ValueError(f"values: expected [low, high] with 0 <= low < high <= 899, found {list(self.values)}")
         if not 0 <= self.truth_pay <= 1:
             raise ValueError(f"truth_pay: expected 0 to 1, found {self.truth_pay}")
-        for name in ("train_rows", "eval_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        check_row_counts(self)
         count = high - low + 1
         if self.eval_rows > count or self.train_rows + self.eval_rows > 2 * count:
             raise ValueError(

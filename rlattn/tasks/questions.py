@@ -8,6 +8,8 @@ attributes, and the attributes differ in how uncertain they are, so it matters w
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import product
+from math import prod
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from rlattn.errors import UserError
 from rlattn.paths import find_file
 from rlattn.tasks.belief import Belief, greedy_gain, greedy_order, prior_belief, restrict, total_entropy
+from rlattn.tasks.row_counts import check_row_counts
 from rlattn.tasks.task_space import Specification, TaskSpace, load_space
 from rlattn.tasks.utterances import (
     after_thinking,
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 UNCLEAR = "Sorry, I did not understand. Please ask for one thing."
 EVAL_SHARE = 5  # every fifth specification is held out
+SMALL = 1000  # specifications; of so few, the splits are made by listing all of them
+PATIENCE = 10_000  # draws, and 50 more a row, after which a split is given up
+MOST_QUESTIONS = 63  # a dialogue's; its turns are compared one by one (`rlattn/rewards/information_gain.py`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,7 @@ class Questions:
     path: str = "data/task_spaces/parcel.yaml"
     """The task space, YAML or JSON."""
     turn_limit: int | None = None
-    """Questions a dialogue, at most half of the attributes; half of them if None."""
+    """Questions a dialogue, at most half of the attributes and at most 63; as many as that if None."""
     turn_tokens: int = 48
     """Longest turn of the policy's, in tokens."""
     style: Literal["text", "tools"] = "text"
@@ -77,36 +83,65 @@ class Questions:
                 "task.path", f"no file '{self.path}'.", "Shipped: data/task_spaces/parcel.yaml, diagram.yaml."
             )
         object.__setattr__(self, "space", load_space(file))
-        most = len(self.space.attributes) // 2
-        if self.turn_limit is not None and not 1 <= self.turn_limit <= most:
-            raise ValueError(
-                f"turn_limit: expected 1 to {most}, half of the {len(self.space.attributes)} attributes, "
-                f"found {self.turn_limit}"
-            )
-        for name in ("turn_tokens", "train_rows", "eval_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        half = len(self.space.attributes) // 2
+        if self.turn_limit is not None and not 1 <= self.turn_limit <= self._most_questions:
+            limit = f"half of the {len(self.space.attributes)} attributes" if half <= MOST_QUESTIONS else "the most"
+            raise ValueError(f"turn_limit: expected 1 to {self._most_questions}, {limit}, found {self.turn_limit}")
+        if self.turn_tokens < 1:
+            raise ValueError(f"turn_tokens: expected at least 1, found {self.turn_tokens}")
+        check_row_counts(self)
 
     @property
     def questions(self) -> int:
         """The most that may be asked in a dialogue."""
-        return self.turn_limit or len(self.space.attributes) // 2
+        return self.turn_limit or self._most_questions
+
+    @property
+    def _most_questions(self) -> int:
+        return min(len(self.space.attributes) // 2, MOST_QUESTIONS)
 
     def rows(self, split: "Split") -> "list[Row]":
-        """Rows of `prompt` and `specification`: drawn from the prior; no specification is in both splits."""
+        """Rows of `prompt` and `specification`: drawn from the prior; no specification is in both splits.
+
+        Raises:
+            UserError: the prior all but never gives a specification of this split.
+        """
         rng = Random(f"{self.data_seed} {split}")
         wanted = self.eval_rows if split == "eval" else self.train_rows
+        few = prod(len(attribute.prior) for attribute in self.space.attributes.values()) <= SMALL
+        drawn = self._listed(split, wanted, rng) if few else self._drawn(split, wanted, rng)
         prompt = self._prompt()
-        rows: list[Row] = []
-        while len(rows) < wanted:
+        return [{"prompt": prompt, "specification": specification} for specification in drawn]
+
+    def _listed(self, split: "Split", wanted: int, rng: Random) -> list[Specification]:
+        """Of a small space: every fifth specification, in the order of their digests, is held out; so both splits have
+        some, however few there are.
+        """
+        names = [*self.space.attributes]
+        every = [dict(zip(names, values)) for values in product(*(a.prior for a in self.space.attributes.values()))]
+        every.sort(key=_digest)
+        held_out = every[::EVAL_SHARE]
+        own = held_out if split == "eval" else [one for place, one in enumerate(every) if place % EVAL_SHARE]
+        odds = [prod(self.space.attributes[name].prior[value] for name, value in one.items()) for one in own]
+        return rng.choices(own, weights=odds, k=wanted)
+
+    def _drawn(self, split: "Split", wanted: int, rng: Random) -> list[Specification]:
+        found: list[Specification] = []
+        for _ in range(PATIENCE + 50 * wanted):
             specification = {
                 name: rng.choices([*attribute.prior], weights=[*attribute.prior.values()])[0]
                 for name, attribute in self.space.attributes.items()
             }
-            digest = sha256(write_specification(specification).encode()).digest()
-            if (digest[0] % EVAL_SHARE == 0) == (split == "eval"):
-                rows.append({"prompt": prompt, "specification": specification})
-        return rows
+            if (_digest(specification)[0] % EVAL_SHARE == 0) == (split == "eval"):
+                found.append(specification)
+            if len(found) == wanted:
+                return found
+        raise UserError(
+            "task.path",
+            f"the prior of {self.path} gives a specification of the {split} split too seldom ({len(found)} of "
+            f"{PATIENCE + 50 * wanted} draws).",
+            "Make its values more evenly likely.",
+        )
 
     def reply(self, turn: str, row: "Row") -> str | None:
         """What the customer says to a turn; None where the turn ends the dialogue."""
@@ -216,3 +251,7 @@ class Questions:
             f"Find out what a customer wants of {self.space.about}. {how}. Then write the whole specification, "
             f"guessing what you could not ask, as <spec> {shape} ; ... </spec>." + f" {choices}." * self.list_choices
         )
+
+
+def _digest(specification: Specification) -> bytes:
+    return sha256(write_specification(specification).encode()).digest()

@@ -13,19 +13,24 @@ attributes:
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from rlattn.errors import UserError, did_you_mean
+from rlattn.tasks.understood import check_understood
 from rlattn.yaml_text import parse_yaml
 
 Specification = Mapping[str, str]  # attribute -> value
 
 QUESTION = "What is the {attribute}?"
 ANSWER = "The {attribute} is {value}."
+LARGEST_FILE = 200_000  # bytes; the shipped ones have 2,000
+MOST_VALUES = 500  # of all attributes together; the prompt lists them
+LARGEST_WEIGHT = 1e12
+LEAST_SHARE = 1e-12  # of a prior; what is less likely is never drawn
 FORBIDDEN = set("<>=;:,{}")  # they part a written specification, or mark a reply
 
 
@@ -56,6 +61,10 @@ class TaskSpace:
 def load_space(path: Path) -> TaskSpace:
     """A task space from a YAML or JSON file. Raises UserError naming the key at fault."""
     try:
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            raise UserError(
+                str(path), f"expected a regular file of at most {LARGEST_FILE} bytes.", "See data/task_spaces/."
+            )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
@@ -78,12 +87,14 @@ def parse_space(data: Any, where: str) -> TaskSpace:
         "answer": _template(top.get("answer", ANSWER), f"{where}: answer", needs=("value",), may=("attribute",)),
     }
     attributes = {name: _attribute(name, spec, defaults, f"{where}: attributes.{name}") for name, spec in found.items()}
-    questions = [attribute.question for attribute in attributes.values()]
-    for name, attribute in attributes.items():
-        if questions.count(attribute.question) > 1:
-            key = f"{where}: attributes.{name}.question"
-            raise UserError(key, "another attribute has the same question.", "Use {attribute} in it.")
-    return TaskSpace(about=about, attributes=attributes)
+    count = sum(len(attribute.prior) for attribute in attributes.values())
+    if count > MOST_VALUES:
+        raise UserError(f"{where}: attributes", f"expected at most {MOST_VALUES} values altogether, got {count}.")
+    if all(len(attribute.answers) == 1 for attribute in attributes.values()):
+        raise UserError(f"{where}: attributes", "every answer allows every value: none tells anything.")
+    space = TaskSpace(about=about, attributes=attributes)
+    check_understood(space, where)
+    return space
 
 
 def _attribute(name: str, data: Any, defaults: Mapping[str, str], where: str) -> Attribute:
@@ -116,9 +127,13 @@ def _prior(data: Any, where: str) -> dict[str, float]:
     for value, weight in values.items():
         _label(value, f"{where}.{value}")
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not (number and math.isfinite(weight) and weight > 0):
-            raise UserError(f"{where}.{value}", f"expected a prior of more than 0, got {weight!r}.", "Or leave it out.")
+        if not (number and 0 < weight <= LARGEST_WEIGHT):
+            problem = f"expected a prior of more than 0 and at most {LARGEST_WEIGHT:g}, got {weight!r}."
+            raise UserError(f"{where}.{value}", problem, "Or leave it out.")
     total = math.fsum(values.values())
+    for value, weight in values.items():
+        if weight / total < LEAST_SHARE:
+            raise UserError(f"{where}.{value}", f"is never drawn: its share is {weight / total:g}.", "Leave it out.")
     return {value: weight / total for value, weight in values.items()}
 
 
@@ -131,7 +146,7 @@ def _groups(data: Any, prior: Mapping[str, float], where: str) -> dict[str, froz
         if not isinstance(members, list) or not members:
             raise UserError(f"{where}.{label}", "expected a list of values.")
         for member in members:
-            if member not in prior:
+            if not isinstance(member, str) or member not in prior:
                 raise UserError(f"{where}.{label}", f"'{member}' is no value.", did_you_mean(member, prior))
             if member in seen:
                 raise UserError(f"{where}.{label}", f"'{member}' is in two groups.", "Keep one.")
@@ -146,10 +161,9 @@ def _groups(data: Any, prior: Mapping[str, float], where: str) -> dict[str, froz
 
 def _template(data: Any, where: str, *, needs: tuple[str, ...] = (), may: tuple[str, ...] = ()) -> str:
     text = _text(data, where)
-    try:
-        names = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
-    except ValueError as error:
-        raise UserError(where, f"{error}.", "Write placeholders as {value}.") from None
+    names = re.findall(r"\{([^{}]*)\}", text)
+    if re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", text)):
+        raise UserError(where, "has a brace of its own.", f"Braces are for {{{(*needs, *may)[0]}}}.")
     for name in needs:
         if name not in names:
             raise UserError(where, f"lacks its placeholder {{{name}}}.", f"Got {text!r}.")
@@ -171,16 +185,18 @@ def _mapping(data: Any, where: str, keys: tuple[str, ...] = ()) -> dict[str, Any
 
 
 def _text(data: Any, where: str) -> str:
-    if not isinstance(data, str) or not data.strip():
-        raise UserError(where, f"expected text, got {data!r}.")
+    if not isinstance(data, str) or not any(character.isalnum() for character in data):
+        raise UserError(where, f"expected text with words in it, got {data!r}.")
     if "<" in data or ">" in data:
         raise UserError(where, "must not hold < or >, which mark tags.")
     return data
 
 
 def _label(data: Any, where: str) -> None:
-    if not any(character.isalnum() for character in _text(data, where)) or FORBIDDEN & set(data):
+    if FORBIDDEN & set(_text(data, where)):
         raise UserError(where, f"expected words without any of {' '.join(sorted(FORBIDDEN))}.")
+    if len(data.splitlines()) > 1:
+        raise UserError(" ".join(where.split()), "must be one line.")
 
 
 def _distinct(values: list[Any]) -> bool:

@@ -5,11 +5,12 @@ could mean two things, or nothing, the parsers say None, and nothing is conclude
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from rlattn.tasks.task_space import Attribute, TaskSpace
+if TYPE_CHECKING:
+    from rlattn.tasks.task_space import Attribute, TaskSpace
 
-SPECIFICATION = re.compile(r"<spec>(.*?)</spec>", re.DOTALL)
 FUNCTION_WORDS = {
     "a", "an", "and", "any", "are", "be", "by", "can", "could", "do", "does", "for", "have", "how", "i", "in", "is",
     "it", "must", "of", "on", "or", "shall", "should", "some", "somebody", "something", "that", "the", "there", "this",
@@ -25,7 +26,7 @@ UNDECIDED = (
 Words = tuple[str, ...]
 
 
-def question_about(space: TaskSpace, text: str) -> str | None:
+def question_about(space: "TaskSpace", text: str) -> str | None:
     """The one attribute that a question asks for; None where it is none, or several.
 
     In this order: the attribute's own question, its name, the values of one attribute only, the most words of its
@@ -48,7 +49,7 @@ def question_about(space: TaskSpace, text: str) -> str | None:
     return best[0] if most and len(best) == 1 else None
 
 
-def answer_allows(attribute: Attribute, text: str) -> frozenset[str] | None:
+def answer_allows(attribute: "Attribute", text: str) -> frozenset[str] | None:
     """The values that an answer leaves; all of them where the speaker is undecided; None where it says nothing."""
     everything = frozenset(attribute.prior)
     named = {label: frozenset({label}) for label in attribute.prior} | dict(attribute.answers)
@@ -68,22 +69,31 @@ def write_specification(specification: Mapping[str, str]) -> str:
     return f"<spec> {' ; '.join(f'{name} = {value}' for name, value in specification.items())} </spec>"
 
 
-def read_specification(space: TaskSpace, text: str) -> dict[str, str] | None:
+def read_specification(space: "TaskSpace", text: str) -> dict[str, str] | None:
     """The last `<spec> name = value ; … </spec>`; None where there is none. Unknown names and values are left out, and
     so is an attribute that is given two different values.
     """
-    blocks = SPECIFICATION.findall(text)
-    if not blocks:
+    block = _last_block(text)
+    if block is None:
         return None
     names = {words(name): name for name in space.attributes}
     found: dict[str, set[str]] = {}
-    for part in re.split(r"[;,\n]", blocks[-1]):
+    for part in re.split(r"[;,\n]", block):
         left, _, right = re.sub(r"[:=]", "=", part, count=1).partition("=")
         name = names.get(words(left))
         if name:
             values = {words(value): value for value in space.attributes[name].prior}
             found.setdefault(name, set()).add(values.get(words(right), ""))
     return {name: value for name, (value, *others) in found.items() if value and not others}
+
+
+def _last_block(text: str) -> str | None:
+    """What the last `<spec> … </spec>` holds. By `partition`: a regex is quadratic in unclosed tags."""
+    for closed in reversed(text.split("</spec>")[:-1]):
+        _, opening, inside = closed.partition("<spec>")
+        if opening:
+            return inside
+    return None
 
 
 def after_thinking(turn: str) -> str:
@@ -105,9 +115,9 @@ def _holds(text: Words, phrase: Words) -> bool:
     return any(_matches(text, at, phrase) for at in range(len(text)))
 
 
-def _matches(text: Iterable[str], at: int, phrase: Words) -> bool:
+def _matches(text: Sequence[str], at: int, phrase: Words) -> bool:
     """Whether `phrase` stands at that place, its last word perhaps in the plural."""
-    found = tuple(text)[at : at + len(phrase)]
+    found = tuple(text[at : at + len(phrase)])
     return bool(phrase) and found[:-1] == phrase[:-1] and found[-1:] in ((phrase[-1],), (f"{phrase[-1]}s",))
 
 
@@ -131,7 +141,7 @@ def _mentions(
     return meant, excluded
 
 
-def _own_words(space: TaskSpace) -> dict[str, set[str]]:
+def _own_words(space: "TaskSpace") -> dict[str, set[str]]:
     """The words of each question that no other question has, and that mean something."""
     questions = {name: set(words(attribute.question)) - FUNCTION_WORDS for name, attribute in space.attributes.items()}
     return {
