@@ -74,8 +74,8 @@ def test_a_dialogue_task_without_what_a_reward_reads_is_refused(rewards, message
 @pytest.mark.parametrize(
     ("recipe", "override", "message"),
     [
-        ("questions_tiny", "rewards.information_gain.turn_cost=.nan", r"gain\.turn_cost: expected a number"),
-        ("questions_tiny", "rewards.information_gain.turn_cost=.inf", r"gain\.turn_cost: expected a number"),
+        ("questions_tiny", "rewards.information_gain.turn_cost=.nan", r"gain\.turn_cost: expected 0 to"),
+        ("questions_tiny", "rewards.information_gain.turn_cost=.inf", r"gain\.turn_cost: expected 0 to"),
         ("questions_tiny", "rewards.information_gain.turn_weight=1e300", r"gain\.turn_weight: expected"),
         ("quickstart", "rewards.brevity={points: .nan}", r"rewards\.brevity\.points: expected a number"),
         ("quickstart", "rewards.format={tags: [think, think]}", r"rewards\.format\.tags: expected every tag once"),
