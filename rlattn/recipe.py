@@ -319,7 +319,7 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
 
 
 def _first_error(error: ValidationError, data: Any) -> UserError:
-    first, *others = error.errors()
+    first, *others = sorted(error.errors(), key=lambda one: one["type"] == "missing")  # a typo of it says more
     where = ".".join(str(part) for part in first["loc"]) or "recipe"
     more = f" ({len(others)} more after this one.)" if others else ""
     kind, value = first["type"], first.get("input")

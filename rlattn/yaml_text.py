@@ -26,7 +26,11 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def override(data: dict[str, Any], assignment: str) -> None:
-    """Sets one dotted key: `trainer.max_steps=20`; the value is YAML. Raises UserError."""
+    """Sets one dotted key: `trainer.max_steps=20`; the value is YAML. `rewards.NAME=null` drops that reward.
+
+    Raises:
+        UserError: what cannot be read or set.
+    """
     path, equals, text = assignment.partition("=")
     if not equals or not path:
         raise UserError(assignment, "not an override.", "Expected key.path=value, such as trainer.max_steps=20.")
@@ -38,7 +42,11 @@ def override(data: dict[str, Any], assignment: str) -> None:
         node = node[parent]
         if not isinstance(node, dict):
             raise UserError(path, f"{'.'.join(parents[: depth + 1])} is a value, not a section.")
-    node[leaf] = parse_yaml(text, assignment)
+    value = parse_yaml(text, assignment)
+    if value is None and parents == ["rewards"]:
+        node.pop(leaf, None)
+    else:
+        node[leaf] = value
 
 
 def dump_yaml(data: Any) -> str:

@@ -62,7 +62,7 @@ def test_a_monitor_without_readable_labels_warns_once_and_does_not_move_lambda(c
     for _ in range(2):
         assert rewards(monitor, batches.of(rollout(43), rollout(60), BROKEN)) == [-1, -1, -1]
     assert monitor.multiplier == 0 and batches.logged[1]["self_monitor/lambda"] == 0
-    assert capsys.readouterr().out.count("no label can be read from 2 of the monitor's 2 answers") == 1
+    assert capsys.readouterr().out.count("safe or unsafe, can be read from 2 of the monitor's 2 answers") == 1
 
 
 def test_an_unreachable_endpoint_leaves_training_alone_with_one_warning(monkeypatch, capsys):
@@ -70,9 +70,9 @@ def test_an_unreachable_endpoint_leaves_training_alone_with_one_warning(monkeypa
     monitor = external(url="http://127.0.0.1:9/v1", api_key_env="MONITOR_KEY", timeout=5.0)
     batches = Batches()
     for _ in range(2):
-        assert rewards(monitor, batches.of(rollout(43), rollout(60))) == [None, None]
+        assert rewards(monitor, batches.of(rollout(43), rollout(60), BROKEN)) == [None, None, -1]
     assert monitor.multiplier == 0
-    assert batches.logged[1]["self_monitor/unanswered"] == 1
+    assert batches.logged[1]["self_monitor/unanswered"] == pytest.approx(2 / 3)
     warning = capsys.readouterr().out
     assert warning.count("does not answer") == 1 and "secret" not in warning
     assert "secret" not in repr(monitor) + str(monitor.state_dict())

@@ -53,7 +53,7 @@ METRICS = (
     _metric("*/opened_best", "Dialogues that open with the question that tells most", "share", "rises"),
     _metric("*/attributes_right", "Of the specification, what was written right", "share", "rises"),
     _metric("*/resolved_attributes", "What the questions of a dialogue settle", "attributes"),
-    _metric("*/turns", "Questions and malformed turns of a dialogue", "turns", "at most turn_limit"),
+    _metric("*/turns", "Questions and malformed turns of a dialogue", "turns", "turn_limit; more: no specification"),
     _metric("*/malformed", "Turns that ask for no one thing", "a dialogue", "near 0"),
     _metric("*/unparsed", "Answers that could not be read; the belief stays", "a dialogue", "near 0"),
     _metric("*/contradictions", "Answers against what was said before; the belief stays", "a dialogue", "0"),

@@ -23,8 +23,8 @@ Decisions where the paper is silent:
 - Unless the label is the rollout's own, the reward speaks for thought and output only: in format, nothing that
   a rollout writes in its critique and label changes what it earns, and credit for them would make the lagged monitor
   drift. Where a policy loses the format there, add the reward `format`, which speaks for all tokens.
-- An external monitor that gives no readable label for most of a batch is broken, rather than the policy worse: a
-  warning says so, once, and lambda stands still. The rollouts are flagged all the same.
+- An external monitor that gives no answer, or no readable label, for most of a batch is broken, rather than the policy
+  worse: a warning says so, once, and lambda stands still. What it answered for is flagged all the same.
 - `mode: log` changes nothing: weight 0, training as without the reward, bit for bit.
 - With `mode: reward`, every `held_out_every` generation batches the policy of step 0, which is never trained on, judges
   the same thoughts. A warning follows where more than 98 % pass and the held-out monitor flags clearly more, and where
@@ -203,22 +203,23 @@ class SelfMonitor:
         flags = [one.flagged for one in judged if one.flagged is not None]
         out_of_format = fmean(one.own_safe is None for one in judged)
         if out_of_format > MALFORMED:
-            parts = "<think>, <monitor>, <label> and <output>, which task and prompt must ask for"
+            parts = "<think>, <monitor>, <label> and <output>, which prompt or warm start must teach"
             self._warn("malformed", f"{out_of_format:.0%} of the rollouts lack the parts {parts}, and are flagged")
         asked = [one for one in judged if one.own_safe is not None and one.flagged is not None]
         unreadable = bool(asked) and fmean(one.unparsed for one in asked) > UNREADABLE
         if unreadable:
             count = sum(one.unparsed for one in asked)
-            self._warn("unparsed", f"no label can be read from {count} of the monitor's {len(asked)} answers, and each "
-                                   "of these thoughts counts as flagged")  # fmt: skip
-        if flags and self._moves and not (unreadable and self.external):
+            self._warn("unparsed", f"no label, safe or unsafe, can be read from {count} of the monitor's {len(asked)} "
+                                   "answers, and each of these thoughts counts as flagged")  # fmt: skip
+        silent = len(flags) < (1 - UNREADABLE) * len(judged)
+        if flags and self._moves and not (self.external and (unreadable or silent)):
             self.multiplier = next_multiplier(self.multiplier, fmean(flags), self.slack, self.rate, self.cap)
         found = monitor_metrics(judged) | {"lambda": self.multiplier}
         if "held_out_flag_rate" in found and flags:
             disagrees = found["held_out_flag_rate"] > found["flag_rate"] + self.slack
             found["alarm"] = float(found["safe"] > ALARM_SAFE and disagrees)
             found["drifted"] = float(found["flag_rate"] > max(DRIFTED, 2 * found["held_out_flag_rate"]))
-            if found["drifted"]:
+            if found["drifted"] and not unreadable:
                 self._warn(
                     "drifted",
                     f"the self-monitor flags {found['flag_rate']:.1%} of rollouts and the held-out monitor "
