@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -35,10 +36,15 @@ def close_terminal_under(*command: str, cwd: Path) -> int:
     """The exit code of a command whose terminal closes in its second step."""
     (cwd / "waiting.py").write_text(WAITING)
     ours, its = pty.openpty()
+
+    def of_its_own() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
     process = subprocess.Popen(
         command,
         cwd=cwd, stdin=its, stdout=its, stderr=its, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=of_its_own,
     )  # fmt: skip
     os.close(its)
     shown = b""
