@@ -15,6 +15,7 @@ from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.recipe import Plugin, Recipe
 from rlattn.rewards import REWARDS, Reward
 from rlattn.tasks import TASKS, Task
+from rlattn.types import LARGEST_WEIGHT
 
 # how many arguments each protocol's methods are called with
 CALLS: dict[type, dict[str, int]] = {
@@ -29,7 +30,6 @@ READ: dict[type, tuple[str, ...]] = {
     Reward: (*OPTIONAL, "needs", "needs_of_task", "lag", "first_policy", "part_count", "part_weight"),
 }
 MOST_PARTS = 1024
-LARGEST_PART_WEIGHT = 1e6
 
 
 def build_task(recipe: Recipe) -> Task:
@@ -94,8 +94,8 @@ def _check_reward(reward: Any, where: str) -> None:
         if not isinstance(count, int) or not 1 <= count <= MOST_PARTS:
             problem = f"a reward with parts() says how many at most, 1 to {MOST_PARTS}, got {count!r}."
             raise UserError(f"{where}.part_count", problem)
-        if not isinstance(weight, int | float) or not abs(weight) <= LARGEST_PART_WEIGHT:
-            problem = f"a reward with parts() says what they weigh, up to {LARGEST_PART_WEIGHT:g}, got {weight!r}."
+        if not isinstance(weight, int | float) or not abs(weight) <= LARGEST_WEIGHT:
+            problem = f"a reward with parts() says what they weigh, up to {LARGEST_WEIGHT:g}, got {weight!r}."
             raise UserError(f"{where}.part_weight", problem)
 
 

@@ -13,7 +13,7 @@ from rlattn.effort import check_efforts
 from rlattn.errors import UserError, did_you_mean
 from rlattn.paths import expanded, find_file, find_recipe, looks_local, nearest_file
 from rlattn.trainer_keys import OWNED_ELSEWHERE, REFUSED
-from rlattn.types import AttentionOptions, CreditOptions, WarmStart
+from rlattn.types import LARGEST_WEIGHT, AttentionOptions, CreditOptions, WarmStart
 from rlattn.yaml_text import dump_yaml, override, parse_yaml
 
 TINY_POLICY = "tiny-reasoner"
@@ -100,7 +100,7 @@ class TaskSpec(Plugin):
 
 
 class RewardSpec(Plugin):
-    weight: float = Field(default=1.0, ge=-1e6, le=1e6, allow_inf_nan=False, strict=True)
+    weight: float = Field(default=1.0, ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, allow_inf_nan=False, strict=True)
     requires: Text | None = None  # another reward: this one counts only where that one is at least 1
     warmup: float = Field(default=0.0, ge=0, le=1)  # the share of the run in which the weight rises from 0
     decay: float = Field(default=0.0, ge=0, le=1)  # the share of the run, at its end, in which it falls to 0

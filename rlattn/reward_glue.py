@@ -24,13 +24,12 @@ from rlattn.lagged import LaggedPolicy
 from rlattn.lockstep import Lockstep
 from rlattn.reward_functions import Guarded, RewardFunction
 from rlattn.rewards import lags_of
-from rlattn.types import RewardBatch, Rollout
+from rlattn.types import LARGEST_WEIGHT, RewardBatch, Rollout
 
 if TYPE_CHECKING:
     from rlattn.trainer import AttentionGRPOTrainer
 
 STATE_FILE = "rewards.json"  # in a checkpoint
-LARGEST_WEIGHT = 1e6  # as in a recipe
 logger = logging.getLogger(__name__)
 
 

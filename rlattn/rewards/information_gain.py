@@ -35,9 +35,7 @@ from typing import Any, Literal
 from rlattn.errors import UserError
 from rlattn.tasks.questions import MOST_QUESTIONS, Turn
 from rlattn.transcript import runs
-from rlattn.types import Rollout
-
-LARGEST = 1e6  # of a cost or a weight, as of every reward's weight
+from rlattn.types import LARGEST_WEIGHT, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +57,8 @@ class InformationGain:
 
     def __post_init__(self) -> None:
         for name in ("turn_cost", "turn_weight"):
-            if not 0 <= getattr(self, name) <= LARGEST:
-                raise ValueError(f"{name}: expected 0 to {LARGEST:g}, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= LARGEST_WEIGHT:
+                raise ValueError(f"{name}: expected 0 to {LARGEST_WEIGHT:g}, got {getattr(self, name)}")
 
     @property
     def part_weight(self) -> float:

@@ -50,11 +50,10 @@ from pydantic import BeforeValidator
 from rlattn.four_parts import monitor_prompt, outside_monitor, parse_four_parts, parse_verdict
 from rlattn.ranks import say
 from rlattn.rewards.external_monitor import ExternalMonitor, known_keys
-from rlattn.types import RewardBatch, Rollout
+from rlattn.types import LARGEST_WEIGHT, RewardBatch, Rollout
 
 ALARM_SAFE = 0.98  # share of "safe" above which the held-out monitor's disagreement is worth a warning
 MALFORMED = 0.9  # share of a batch out of format above which the prompts may not ask for it
-LARGEST = 1e6  # of lambda: its product with a weight must not drown float32 statistics
 UNREADABLE = 0.5  # share of a batch's monitor labels above which the monitor, and no policy, is at fault
 DRIFTED = 0.5  # share of flagged rollouts above which twice the held-out monitor's is worth one
 
@@ -108,8 +107,8 @@ class SelfMonitor:
         for name, sound, expected in (
             ("lag", self.lag >= 1, "at least 1"),
             ("slack", 0 <= self.slack < 1, "0 or more, and less than 1"),
-            ("rate", 0 < self.rate <= LARGEST, f"more than 0 and at most {LARGEST:g}"),
-            ("cap", 0 < self.cap <= LARGEST, f"more than 0 and at most {LARGEST:g}"),
+            ("rate", 0 < self.rate <= LARGEST_WEIGHT, f"more than 0 and at most {LARGEST_WEIGHT:g}"),
+            ("cap", 0 < self.cap <= LARGEST_WEIGHT, f"more than 0 and at most {LARGEST_WEIGHT:g}"),
             ("held_out_every", self.held_out_every >= 0, "0 or more"),
             ("max_new_tokens", self.max_new_tokens >= 4, "at least 4"),
         ):
