@@ -1,5 +1,6 @@
 """Held-out accuracy: greedy, with an interval, on every rank's share of the rows."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -151,8 +152,27 @@ def score_greedy(
             )
             if len(kept) < samples:
                 prompt = render_text(tokenizer, example["prompt"], template_kwargs)
-                kept.append({"prompt": prompt, "completion": text, "gold": task.gold(example["row"]), "score": right})
+                kept.append(
+                    {
+                        "prompt": prompt,
+                        "completion": text,
+                        "gold": task.gold(example["row"]),
+                        "score": right,
+                        "row": storable(example["row"]),
+                    }
+                )
     return outcomes, kept
+
+
+def storable(row: Row) -> Row:
+    """What JSON can hold of a task's row, so that `rlattn score` can read it back."""
+    kept = {}
+    for name, value in row.items():
+        try:
+            kept[name] = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError, RecursionError):  # an image, bytes, a date
+            continue
+    return kept
 
 
 def in_one_turn(

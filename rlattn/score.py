@@ -19,8 +19,9 @@ from rlattn.types import Rollout
 def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
     """One dict a line of `completions`: its number, every reward (None: neutral) and what failed.
 
-    A line is a JSON object with `completion` and the columns that the task's rows have (`answer`, `numbers`, …);
-    `prompt` is text or chat messages, and may be left out.
+    A line is a JSON object with `completion` and the columns that the task's rows have (`answer`, `numbers`, …), in an
+    object `row`, as in a run's samples.jsonl, or beside the completion; `prompt` is text or chat messages, and may be
+    left out.
 
     Raises:
         UserError: the file or a line of it cannot be read.
@@ -28,14 +29,15 @@ def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
     task, rewards = build_task(recipe), build_rewards(recipe)
     scorers = {name: _scorer(reward, recipe.rewards.named[name].timeout) for name, reward in rewards.items()}
     scored = []
-    for number, row in _lines(completions):
-        prompt = row.get("prompt", "")
+    for number, line in _lines(completions):
+        prompt = line.get("prompt", "")
         if not isinstance(prompt, str):
-            check_row(row, f"line {number}")
+            check_row(line, f"line {number}")
+        row = line["row"] if isinstance(line.get("row"), dict) else line
         rollout = Rollout(
             prompt=prompt,
             prompt_text=prompt if isinstance(prompt, str) else "\n".join(str(m.get("content", "")) for m in prompt),
-            completion=row["completion"],
+            completion=line["completion"],
             row=row,
             task=task,
         )

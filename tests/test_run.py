@@ -69,6 +69,17 @@ def test_the_model_loads_and_speaks(finished):
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
+def test_the_runs_own_samples_can_be_scored(finished):
+    folder, _ = finished
+    files = ("--completions", f"{RUN}/samples.jsonl", "--out", "scores.jsonl")
+    result = rlattn("score", f"{RUN}/recipe.yaml", *files, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    scored = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    samples = list(read_rows(folder / RUN / "samples.jsonl"))
+    assert [row["accuracy"] for row in scored] == [sample["score"] for sample in samples]
+    assert not any(row["failed"] for row in scored)
+
+
 def test_the_same_command_again_says_that_it_is_complete(finished):
     folder, _ = finished
     before = (folder / RUN / "metrics.jsonl").read_text()

@@ -1,0 +1,200 @@
+"""The report in a real browser: its controls do what they say, and what a policy wrote does nothing.
+
+Needs Chromium (Debian: `apt-get install chromium`) and skips without it.
+"""
+
+import shutil
+
+import pytest
+from test_report import HOSTILE, rollout, run_folder
+
+from rlattn.report import page, write_report
+from rlattn.report.compare import compare
+from rlattn.token_log import write_tokens
+from rlattn.tracking import append_row, write_text
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+WIDTHS = {"phone": 390, "desk": 1280}
+QUIET = ["--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET, chromium_sandbox=False)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Two steps with four rollouts each, right and wrong ones, one of them hostile."""
+    run = run_folder(tmp_path_factory.mktemp("run"), HOSTILE)
+    words = ["<think>", " carry", HOSTILE, " 4"]
+    first = [rollout(i, text=words, right=float(i == 1)) for i in range(4)]
+    first[0] |= {"weight": [1.0, 1.5, 1.0, 1.75], "entropy": [0.1, 2.0, 0.3, 0.05]}
+    write_tokens(run / "tokens/step-000001.parquet", first)
+    write_tokens(run / "tokens/step-000002.parquet", [rollout(i, right=float(i % 2)) for i in range(4)])
+    return write_report(run)
+
+
+class Opened:
+    """A page, and everything it did that a report must not do."""
+
+    def __init__(self, browser, file, *, width=1280, scheme="light"):
+        self.misdeeds = []
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page.on("dialog", lambda dialog: (self.misdeeds.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        self.page.on("pageerror", lambda error: self.misdeeds.append(f"error {error}"))
+        self.page.on("console", lambda line: self.misdeeds.append(f"console {line.text}"))
+        self.page.on("request", lambda sent: sent.url == file.as_uri() or self.misdeeds.append(f"request {sent.url}"))
+        self.page.goto(file.as_uri())
+        self.page.wait_for_selector("html[data-ready=yes]")
+
+    def text(self, selector):
+        return self.page.inner_text(selector)
+
+    def shading(self):
+        return self.page.eval_on_selector_all(".tokens .token", "all => all.map(t => t.style.getPropertyValue('--x'))")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.page.close()
+
+
+@pytest.fixture
+def opened(browser, report):
+    with Opened(browser, report) as found:
+        yield found
+        assert found.misdeeds == []
+
+
+def test_hostile_text_is_text(opened):
+    opened.page.locator("#step").press("Home")
+    shown = opened.text(".tokens")
+    assert "</script><script>alert(1)</script><img src=x onerror=alert(1)>" in shown
+    assert "U+202E" in shown and "U+200B" in shown
+    assert opened.page.locator("img, iframe, object").count() == 0
+    assert opened.page.locator("script").count() == 2
+
+
+def test_the_slider_goes_from_step_to_step(opened):
+    assert opened.text("output[for=step]") == "step 2"
+    opened.page.locator("#step").press("ArrowLeft")
+    assert opened.text("output[for=step]") == "step 1" and "carry" in opened.text(".tokens")
+    opened.page.locator("#step").press("ArrowRight")
+    assert opened.text("output[for=step]") == "step 2" and "carry" not in opened.text(".tokens")
+
+
+def test_the_filter_leaves_right_or_wrong_rollouts(opened):
+    for choice, rollouts in (("right", {1, 3}), ("wrong", {0, 2}), ("all", {0, 1, 2, 3})):
+        opened.page.select_option("#filter", choice)
+        options = opened.page.locator("#rollout option").all_inner_texts()
+        assert {int(option.split("rollout ")[1].split(",")[0]) for option in options} == rollouts
+        if choice != "all":
+            assert opened.text("#tokens p b") == choice
+    opened.page.locator("#step").press("Home")
+    opened.page.select_option("#filter", "right")
+    assert opened.page.locator("#rollout option").count() == 1
+
+
+def test_next_and_previous_go_round(opened):
+    value = "document.getElementById('rollout').value"
+    opened.page.get_by_label("Previous rollout").click()
+    assert opened.page.evaluate(value) == "3"
+    opened.page.get_by_label("Next rollout").click()
+    assert opened.page.evaluate(value) == "0"
+
+
+def test_every_signal_colours_the_tokens(opened):
+    opened.page.locator("#step").press("Home")
+    colours = {}
+    for button in opened.page.locator(".buttons button").all():
+        button.click()
+        assert opened.page.locator(".buttons button[aria-pressed=true]").all_inner_texts() == [button.inner_text()]
+        colours[button.inner_text()] = opened.shading()
+    assert list(colours) == ["Weight", "WAAD", "FAI", "Entropy", "Advantage", "Log-prob"]
+    assert colours["Weight"] == ["0%", "75%", "0%", "75%"]  # 1, 1.5, 1, 1.75: the scale ends at the 99th percentile
+    assert colours["Entropy"][1] == "75%" and colours["Entropy"][3] == "0%"
+    assert colours["FAI"][3] == ""  # undefined: not coloured
+
+
+def test_a_token_tells_its_values_to_mouse_and_keyboard(opened):
+    opened.page.locator("#step").press("Home")
+    opened.page.locator(".tokens .token").nth(1).hover()
+    assert "token 2 of 4" in opened.text(".detail") and "Entropy 2" in opened.text(".detail")
+    opened.page.locator(".tokens").press("ArrowRight")
+    opened.page.locator(".tokens").press("End")
+    assert "token 4 of 4" in opened.text(".detail") and "Weight 1.75" in opened.text(".detail")
+    assert "anchor" in opened.text(".detail")
+
+
+def test_marks_can_be_hidden(opened):
+    assert opened.page.locator(".tokens.marked .anchor").count() == 2
+    opened.page.locator("#marks").uncheck()
+    assert opened.page.locator(".tokens.marked").count() == 0
+
+
+def test_a_chart_is_read_with_the_arrow_keys(opened):
+    chart = opened.page.locator("figure", has=opened.page.get_by_role("heading", name="Reward", exact=True))
+    assert chart.locator(".readout").inner_text() == "step 2: 0.2"
+    chart.locator("svg").press("Home")
+    assert chart.locator(".readout").inner_text() == "step 0: 0"
+    assert chart.locator(".cursor").count() == 1
+
+
+def test_every_control_is_reached_by_tab(opened):
+    reached = set()
+    for _ in range(80):
+        opened.page.keyboard.press("Tab")
+        reached.add(opened.page.evaluate("document.activeElement.id || document.activeElement.getAttribute('class')"))
+    assert {"step", "filter", "rollout", "signal-weight", "signal-entropy", "marks", "tokens marked"} <= reached
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("device", WIDTHS)
+def test_it_fits_the_screen_and_can_be_read(browser, report, device, scheme):
+    with Opened(browser, report, width=WIDTHS[device], scheme=scheme) as found:
+        assert found.page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[device]
+        for selector in ("body", ".tile small", "figcaption", ".right", ".wrong", "nav a", ".detail"):
+            assert contrast(found.page, selector) >= 4.5, selector  # WCAG 2.2, AA
+        background = found.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (luminance(background) < 0.2) == (scheme == "dark")
+        assert found.misdeeds == []
+
+
+def test_a_comparison_opens_and_overlays_the_runs(browser, tmp_path):
+    runs = [tmp_path / name for name in ("a", "b")]
+    for run in runs:
+        run.mkdir()
+        run_folder(run)
+        append_row(run / "metrics.jsonl", {"step": 3, "reward": 0.9})
+    write_text(tmp_path / "compare.html", page(compare(runs)))
+    with Opened(browser, tmp_path / "compare.html", width=390) as found:
+        chart = found.page.locator("figure", has=found.page.get_by_role("heading", name="reward", exact=True))
+        assert chart.locator("path.curve").count() == 2
+        assert chart.locator(".readout").inner_text() == "step 3: a 0.9 · b 0.9"
+        assert found.page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert found.misdeeds == []
+
+
+def luminance(colour):
+    """Relative luminance of `rgb(…)` (WCAG 2.2)."""
+    channels = [float(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(page, selector):
+    """Of the first such element's text to what lies behind it."""
+    behind = """node => { for (let at = node; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (!colour.endsWith(", 0)")) return [getComputedStyle(node).color, colour];
+    } }"""
+    light, dark = sorted(map(luminance, page.eval_on_selector(selector, behind)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
