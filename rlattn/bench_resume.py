@@ -1,7 +1,7 @@
 """`rlattn bench resume`: kills real runs with SIGKILL at random moments, goes on, and compares with the unbroken run.
 
 Every setting (ranks, strategy, LoRA or all weights) trains once unbroken and once with its share of the kills, in small
-small generation windows with a checkpoint every second step, credit and a reward with a state of its own. A kill falls
+generation windows with a checkpoint every second step, credit and a reward with a state of its own. A kill falls
 into a phase (generation, reward, credit, training, checkpoint, or between them) at a random time after its start.
 """
 
@@ -30,6 +30,7 @@ MOMENT = "RLATTN_BENCH_KILL"  # rank, step, phase and milliseconds, in the envir
 PHASES = ("generation", "reward", "credit", "training", "checkpoint", "between")
 UNTIMED = re.compile(r"time|seconds|runtime|per_second|total_flos|train_loss|num_tokens")
 SESSION_SECONDS = 600
+LATE = 10  # kills of a setting that may come after the end of the run
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,18 @@ def bench_resume(kills: int, seed: int, folder: Path, say: Callable[[str], None]
         shutil.rmtree(here, ignore_errors=True)
         here.mkdir(parents=True)
         _session(setting, here, "whole")
-        killed = []
-        for moment in _moments(draw, setting, count):
-            if _session(setting, here, "killed", moment) == 0:  # it came too late: the run was over
-                shutil.rmtree(here / "killed")
-            else:
+        killed: list[str] = []
+        late = 0
+        while len(killed) < count:
+            for moment in _moments(draw, setting, count - len(killed)):
+                if _session(setting, here, "killed", moment) == 0:  # the run was over first: it starts anew
+                    shutil.rmtree(here / "killed")
+                    late += 1
+                    break
                 killed.append(moment.split()[2])
                 say(f"{setting}: killed in {killed[-1]} ({len(killed)} of {count})")
+            if late > LATE:
+                raise RuntimeError(f"{setting}: {late} kills came too late; see {here}/killed.log")
         if _session(setting, here, "killed"):
             raise RuntimeError(f"{setting}: the run did not go on; see {here}/killed.log")
         same = {name: compare(here / "whole", here / "killed") for name, compare in CHECKS.items()}

@@ -9,6 +9,7 @@ import pytest
 from rlattn.cli import main
 from rlattn.errors import UserError
 from rlattn.recipe import load_recipe
+from rlattn.report import page
 from rlattn.report.compare import compare, interval
 from rlattn.tracking import append_row
 
@@ -33,7 +34,7 @@ def runs(tmp_path):
 
 def test_seeds_of_one_setting_are_averaged_and_differences_named(runs):
     found = compare(runs)
-    final, seeds, different = found["tables"]
+    final, seeds, _, different = found["tables"]
     assert [row[0] for row in final["rows"]] == ["a/0", "a/1", "b/0"]
     assert final["rows"][0][1:5] == ["1 (not finished)", "25.0 %", "50.0 %", "10.0 % to 90.0 %"]
     assert seeds["rows"] == [["a/0, a/1", "2", "60.0 ± 127.1 %", "0.600 ± 1.271"]]
@@ -41,6 +42,39 @@ def test_seeds_of_one_setting_are_averaged_and_differences_named(runs):
     assert "seed" in keys and "credit.kind" in keys and "output_dir" not in keys
     reward = next(curve for curve in found["curves"] if curve["title"] == "reward")
     assert [one["name"] for one in reward["series"]] == ["a/0", "a/1", "b/0"]
+
+
+def test_a_warm_starts_seed_is_a_seed(tmp_path):
+    runs = [run_folder(tmp_path / f"{i}", 0.5, f"seed={i}", f"policy.warm_start.seed={i}") for i in (0, 1)]
+    assert compare(runs)["tables"][1]["rows"][0][0] == "0, 1"
+
+
+def test_what_a_task_is_judged_by_is_told_setting_by_setting(runs):
+    for run, lies in zip(runs, (0.5, 0.7, 0.1), strict=True):
+        for step in (2, 19, 20):
+            row = {"step": step, "task/false_claims": lies if step > 18 else 9.0, "credit/gini": 0.1, "time/x": 1}
+            append_row(run / "metrics.jsonl", row)
+        append_row(run / "metrics.jsonl", {"step": 20, "eval/dtr": lies, "eval/effort_0.25/tokens": 3, "eval/low": 1})
+    found = compare(runs)
+    table = found["tables"][2]
+    assert table["columns"] == ["number", "a/0 and 1 more", "b/0"]
+    assert table["rows"] == [
+        ["eval/dtr", "0.6000 ± 1.2706", "0.1"], ["eval/effort_0.25/tokens", "3.000 ± 0.000", "3"],
+        ["task/false_claims", "0.6000 ± 1.2706", "0.1"],
+    ]  # fmt: skip
+    sections = {curve["title"]: curve["section"] for curve in found["curves"]}
+    assert sections["reward"] == "Learning" and sections["credit/gini"] == "Everything else"
+    assert found["curves"][0]["title"] == "reward" and not any(title.startswith("step") for title in sections)
+
+
+def test_a_comparison_of_many_long_runs_stays_small(tmp_path):
+    names = [f"task/m{i}" for i in range(60)]
+    for i in range(12):
+        run = run_folder(tmp_path / f"{i}", 0.5, f"seed={i}")
+        lines = (json.dumps({"step": step} | dict.fromkeys(names, step / 7)) for step in range(2, 1000))
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write("\n".join(lines))
+    assert len(page(compare([tmp_path / f"{i}" for i in range(12)]))) < 6e6
 
 
 def test_intervals_are_students():

@@ -1,23 +1,29 @@
-"""Several runs side by side: curves over each other, a final table, intervals over seeds, how the recipes differ.
+"""Several runs side by side: curves over each other, final tables, intervals over seeds, how the recipes differ.
 
-Runs whose recipes differ in their seed alone (and where they are stored) are one setting.
+Runs whose recipes differ in their seeds alone (and where they are stored) are one setting.
 """
 
 import math
+import re
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from rlattn.errors import UserError
 from rlattn.recipe import load_recipe
-from rlattn.report.data import curves
+from rlattn.report.data import HIDDEN, curves
 from rlattn.report.logs import read_metrics
+from rlattn.report.thin import POINTS
 from rlattn.tracking import holds_run, read_summary
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond them, the next lower one is a little too wide.
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 14: 2.145, 29: 2.045}
-OVERLAID = ("reward", "eval/accuracy", "completions/mean_length", "entropy", "kl", "grad_norm", "time/step")
-TABLED = ("step", "eval/low", "eval/high", "num_tokens")
+SEEDS = ("seed", "policy.warm_start.seed")
+FIRST = ("reward", "eval/accuracy", "completions/mean_length", "entropy", "kl", "grad_norm", "time/step")
+# what a task, its rewards and its policy are judged by; the rest is in the curves
+TABLED = re.compile(r"(task|self_monitor|effort)/.*|rewards/\w+/mean|completions/mean_length|entropy|eval/.*")
+UNTABLED = re.compile(r"eval/(accuracy|low|high|rows|seconds)")
+MOST_POINTS = 150_000  # of all curves: a few megabytes
 
 
 def compare(runs: list[Path]) -> dict[str, Any]:
@@ -37,7 +43,7 @@ def compare(runs: list[Path]) -> dict[str, Any]:
     rows, recipes = {}, {}
     for name, run in zip(names, runs):
         lost: list[str] = []
-        rows[name] = [{k: row[k] for k in row if k in TABLED or overlaid(k)} for row in read_metrics(run, lost)]
+        rows[name] = read_metrics(run, lost)
         recipes[name] = flat_recipe(run, lost)
         missing += [f"{name}: {line}" for line in [*lost, *([] if rows[name] else ["no step can be read."])]]
     keys = {key for recipe in recipes.values() for key in recipe}
@@ -62,16 +68,17 @@ def compare(runs: list[Path]) -> dict[str, Any]:
             "rows": [[name, *finals[name]["shown"]] for name in names],
         }
     ]
-    settings = over_seeds(names, recipes, finals)
-    if settings:
+    settings = settings_of(names, recipes)
+    if several := [members for members in settings if len(members) > 1]:
         tables.append(
             {
                 "title": "Over seeds",
-                "about": "Mean and 95 % interval (Student's t) over the runs that differ in their seed alone.",
+                "about": "Mean and 95 % interval (Student's t) over the runs that differ in their seeds alone.",
                 "columns": ["setting", "runs", "accuracy after", "reward"],
-                "rows": settings,
+                "rows": [over_seeds(members, finals) for members in several],
             }
         )
+    tables.append(at_the_end(settings, rows))
     tables.append(
         {
             "title": "Recipe differences",
@@ -146,22 +153,58 @@ def final(run: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"accuracy": accuracy, "reward": reward, "shown": shown}
 
 
-def over_seeds(names: list[str], recipes: dict[str, dict[str, Any]], finals: dict[str, Any]) -> list[list[str]]:
-    """One line a setting with several seeds."""
+def settings_of(names: list[str], recipes: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """The runs that differ in their seeds alone, together; one whose recipe cannot be read stands alone."""
     settings: dict[str, list[str]] = {}
     for name in names:
-        recipe = {key: value for key, value in recipes[name].items() if key != "seed"}
-        if recipe:
-            settings.setdefault(str(sorted(recipe.items(), key=lambda item: item[0])), []).append(name)
-    lines = []
-    for members in settings.values():
-        if len(members) > 1:
-            accuracy = [finals[name]["accuracy"] for name in members]
-            reward = [finals[name]["reward"] for name in members]
-            lines.append(
-                [", ".join(members), str(len(members)), interval(accuracy, 100, 1, " %"), interval(reward, 1, 3)]
-            )
-    return lines
+        recipe = sorted((key, value) for key, value in recipes[name].items() if key not in SEEDS)
+        settings.setdefault(str(recipe) if recipe else name, []).append(name)
+    return list(settings.values())
+
+
+def over_seeds(members: list[str], finals: dict[str, Any]) -> list[str]:
+    accuracy, reward = ([finals[name][figure] for name in members] for figure in ("accuracy", "reward"))
+    return [", ".join(members), str(len(members)), interval(accuracy, 100, 1, " %"), interval(reward, 1, 3)]
+
+
+def at_the_end(settings: list[list[str]], rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """One line a number, one column a setting."""
+    keys = sorted({k for of_run in rows.values() for row in of_run for k in row if tabled(k)})
+    late = {name: {key: late_mean(of_run, key) for key in keys} for name, of_run in rows.items()}
+    return {
+        "title": "At the end",
+        "about": "Mean over the last tenth of the steps; what is evaluated (eval/…), at its last evaluation. "
+        "With several seeds, their mean and its 95 % interval.",
+        "columns": ["number", *(f"{members[0]}{_others(members)}" for members in settings)],
+        "rows": [[key, *(spread([late[name][key] for name in members]) for members in settings)] for key in keys],
+    }
+
+
+def _others(members: list[str]) -> str:
+    return f" and {len(members) - 1} more" if len(members) > 1 else ""
+
+
+def late_mean(rows: list[dict[str, Any]], key: str) -> float | None:
+    """Over the last tenth of the run's steps; the last value where none of those steps has one."""
+    end = max((row["step"] for row in rows), default=0)
+    values = [(row["step"], row[key]) for row in rows if key in row]
+    if not values:
+        return None
+    late = [value for step, value in values if step > 0.9 * end and not key.startswith("eval/")]
+    return fmean(late) if late else values[-1][1]
+
+
+def spread(values: list[float | None]) -> str:
+    """A number as it is, several as `mean ± interval`, with four digits of the mean."""
+    found = [value for value in values if value is not None]
+    if len(found) < 2:
+        return f"{found[0]:.4g}" if found else "–"
+    size = max(abs(fmean(found)), 1e-3)
+    return interval(values, 1, max(0, 3 - math.floor(math.log10(size))))
+
+
+def tabled(key: str) -> bool:
+    return bool(TABLED.fullmatch(key)) and not UNTABLED.fullmatch(key)
 
 
 def interval(values: list[float | None], scale: float, digits: int, unit: str = "") -> str:
@@ -179,18 +222,19 @@ def percent(value: float | None) -> str:
 
 
 def overlay(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One chart a metric, one curve a run."""
+    """One chart a metric, one curve a run: first what says whether a run learned, the rest folded away."""
+    kept = {name: [{k: row[k] for k in row if k not in HIDDEN or k == "step"} for row in rows[name]] for name in rows}
+    curves_in_all = sum(len({k for row in of_run for k in row}) for of_run in kept.values())
+    points = max(20, min(POINTS, MOST_POINTS // max(1, curves_in_all)))
     charts: dict[str, dict[str, Any]] = {}
-    for name, of_run in rows.items():
-        kept = [{k: row[k] for k in row if k == "step" or overlaid(k)} for row in of_run]
-        for chart in curves(kept):
+    for name, of_run in kept.items():
+        for chart in (chart for chart in curves(of_run, points) if "x" not in chart):  # over the steps
             for one in chart["series"]:
+                first = one["name"] in FIRST or re.fullmatch(r"rewards/\w+/mean", one["name"])
+                section = "Learning" if first else "Everything else"
                 target = charts.setdefault(
-                    one["name"], {**chart, "title": one["name"], "section": "Learning", "series": []}
+                    one["name"], {**chart, "title": one["name"], "section": section, "series": []}
                 )
                 target["series"].append({"name": name, "points": one["points"]})
-    return list(charts.values())
-
-
-def overlaid(key: str) -> bool:
-    return key in OVERLAID or (key.startswith("rewards/") and key.endswith("/mean"))
+    order = {key: place for place, key in enumerate(FIRST)}
+    return sorted(charts.values(), key=lambda chart: order.get(chart["title"], len(order)))

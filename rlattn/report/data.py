@@ -116,8 +116,8 @@ def tiles(rows: list[dict[str, Any]], summary: dict[str, Any], recipe: str) -> l
     return found
 
 
-def curves(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Charts in order: {section, title, unit, about, series: [{name, points, band}]}."""
+def curves(rows: list[dict[str, Any]], points: int = POINTS) -> list[dict[str, Any]]:
+    """Charts in order: {section, title, unit, about, series: [{name, points, band}]}, each of so many points."""
     keys = sorted({key for row in rows for key in row} - HIDDEN)
     left = dict.fromkeys(keys)
     charts = []
@@ -126,10 +126,11 @@ def curves(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for key in wanted:
             del left[key]
         if not title:
-            charts += [_chart(section, "", [key], rows) for key in wanted]
+            charts += [_chart(section, "", [key], rows, points) for key in wanted]
         else:
-            charts += [_chart(section, title, wanted[i : i + SERIES], rows) for i in range(0, len(wanted), SERIES)]
-    return charts + against_effort(rows) + [_chart("Everything else", "", [key], rows) for key in left]
+            parts = [wanted[i : i + SERIES] for i in range(0, len(wanted), SERIES)]
+            charts += [_chart(section, title, part, rows, points) for part in parts]
+    return charts + against_effort(rows) + [_chart("Everything else", "", [key], rows, points) for key in left]
 
 
 def against_effort(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -153,9 +154,9 @@ def against_effort(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return charts
 
 
-def _chart(section: str, title: str, keys: list[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _chart(section: str, title: str, keys: list[str], rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
     known = describe_metric(keys[0])
-    series = [{"name": key, "points": thinned(points_of(rows, key))} for key in keys]
+    series = [{"name": key, "points": thinned(points_of(rows, key), count)} for key in keys]
     if keys == ["eval/accuracy"]:
         bands = [[row["step"], row.get("eval/low"), row.get("eval/high")] for row in rows]
         series[0]["band"] = [band for band in bands if None not in band]
