@@ -12,7 +12,7 @@ from rlattn.progress import progress
 from rlattn.ranks import say
 from rlattn.report.alarms import enough_for_alarms, find_alarms
 from rlattn.tasks import Task
-from rlattn.tracking import append_row, read_rows
+from rlattn.tracking import append_row, named_as_in_file, read_rows
 from rlattn.trainer import AttentionGRPOTrainer
 
 
@@ -74,8 +74,7 @@ class MetricsFile(TrainerCallback):
         logs = kwargs["logs"]
         if not state.is_world_process_zero or "train_runtime" in logs:  # transformers' closing totals are no step
             return
-        row: dict[str, Any] = {"step": state.global_step}
-        row |= {f"eval/{k.removeprefix('eval_')}" if k.startswith("eval_") else k: v for k, v in logs.items()}
+        row: dict[str, Any] = {"step": state.global_step, **named_as_in_file(logs)}
         if state.global_step:
             row["time/step"] = self.step_seconds
         append_row(self.path, row)
@@ -90,7 +89,7 @@ class Alarms(TrainerCallback):
         self.told = {alarm.name for alarm in find_alarms(self.rows)}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.rows = enough_for_alarms([*self.rows, {**kwargs["logs"], "step": state.global_step}])
+        self.rows = enough_for_alarms([*self.rows, {**named_as_in_file(kwargs["logs"]), "step": state.global_step}])
         for alarm in find_alarms(self.rows):
             if alarm.name not in self.told:
                 self.told.add(alarm.name)

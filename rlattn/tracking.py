@@ -201,6 +201,11 @@ def read_summary(run: Path) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) else None
 
 
+def named_as_in_file(logs: dict[str, Any]) -> dict[str, Any]:
+    """A step's numbers under the names of metrics.jsonl: `eval/…` where transformers wants `eval_…`."""
+    return {f"eval/{k.removeprefix('eval_')}" if k.startswith("eval_") else k: v for k, v in logs.items()}
+
+
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """One object, one line. What JSON cannot hold (NaN, inf) becomes null."""
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

@@ -220,6 +220,16 @@ def test_a_long_run_is_shortened_without_losing_an_alarm():
     assert find_alarms(enough_for_alarms(long)) == find_alarms(long) != []
 
 
+def test_a_fall_of_held_out_accuracy_is_told_and_chance_is_not():
+    before = {"step": 0, "eval/accuracy": 0.644, "eval/low": 0.583}
+    after = [{"step": step, "reward": 1.0 * step} for step in range(1, 101)]
+    after[59] |= {"eval/accuracy": 0.580, "eval/low": 0.52}
+    (found,) = find_alarms(enough_for_alarms([before, *after]))
+    assert found.name == "held-out accuracy" and "from 64.4 % to 58.0 %" in found.found
+    after[79] |= {"eval/accuracy": 0.6, "eval/low": 0.54}
+    assert find_alarms([before, *after]) == find_alarms([before]) == []
+
+
 def test_a_drifted_monitor_is_told():
     drifted = {"self_monitor/alarm": 0.0, "self_monitor/drifted": 1.0, "self_monitor/flag_rate": 0.8}
     (found,) = find_alarms([{"step": 1, **drifted, "self_monitor/held_out_flag_rate": 0.06}])

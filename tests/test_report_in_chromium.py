@@ -134,6 +134,17 @@ def test_a_token_tells_its_values_to_mouse_and_keyboard(opened):
     assert "anchor" in opened.text(".detail")
 
 
+def test_without_credit_the_tokens_are_coloured_by_something_that_varies(browser, tmp_path):
+    run = run_folder(tmp_path)
+    for file in (run / "tokens").iterdir():
+        file.unlink()
+    plain = [rollout(i, credit=False) | {"weight": [1.0, 1.0], "entropy": [0.1, 0.9]} for i in range(2)]
+    write_tokens(run / "tokens/step-000002.parquet", plain)
+    with Opened(browser, write_report(run)) as found:
+        assert found.text(".buttons button[aria-pressed=true]") == "Entropy"
+        assert found.shading() == ["0%", "75%"] and found.misdeeds == []
+
+
 def test_marks_can_be_hidden(opened):
     assert opened.page.locator(".tokens.marked .anchor").count() == 2
     opened.page.locator("#marks").uncheck()

@@ -1,7 +1,7 @@
 """Signs of collapse in a run's metrics, each with what to do about it. Pure: rows of metrics.jsonl in, findings out.
 
 Levels are means over the last WINDOW logged steps, changes compare them with the first WINDOW; nothing is said before
-there are enough of both.
+there are enough of both. Held-out accuracy is compared with the interval of the first evaluation.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Any
 
 WINDOW = 10
 COUNTED = ("/failed", "/nonfinite_rows")
+ACCURACY = "eval/accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +27,27 @@ class Alarm:
 def find_alarms(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     """What is wrong at the end of `rows`."""
     checks = (_failures, _zero_std, _duplicates, _entropy, _length, _format, _reward, _monitor, _weights)
-    return [alarm for check in checks for alarm in check([row for row in rows if row.get("step")])]
+    steps = [row for row in rows if row.get("step")]  # 0 is the evaluation before training
+    return [*_held_out(rows), *(alarm for check in checks for alarm in check(steps))]
 
 
 def enough_for_alarms(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with the same alarms: a long run is not read again at every step."""
     ends = 3 * WINDOW  # more than two windows: not every step logs every number
-    kept = [row for row in rows[ends:-ends] if any(row[key] for key in row if key.endswith(COUNTED))]
+    kept = [row for row in rows[ends:-ends] if ACCURACY in row or any(row[k] for k in row if k.endswith(COUNTED))]
     return [*rows[:ends], *kept, *rows[max(ends, len(rows) - ends) :]] if len(rows) > 2 * ends else list(rows)
+
+
+def _held_out(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    evaluated = [row for row in rows if values([row], ACCURACY)]
+    if len(evaluated) < 2 or not (low := values(evaluated[:1], "eval/low")):
+        return []
+    before, now = evaluated[0][ACCURACY], evaluated[-1][ACCURACY]
+    if now >= low[0]:
+        return []
+    text = f"Held-out accuracy fell from {100 * before:.1f} % to {100 * now:.1f} %."
+    advice = "See which of the rewards rises instead; lower learning_rate. resume.keep_best keeps the best checkpoint."
+    return [Alarm(name="held-out accuracy", found=text, advice=advice)]
 
 
 def _failures(rows: Sequence[dict[str, Any]]) -> list[Alarm]:

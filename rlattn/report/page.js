@@ -58,7 +58,8 @@ function chart(curve) {
   let [x0, x1] = [xs[0], xs[xs.length - 1]], y0 = Infinity, y1 = -Infinity;
   for (const y of [...all.map((p) => p[1]), ...bands.flatMap((b) => [b[1], b[2]])]) { y0 = Math.min(y0, y); y1 = Math.max(y1, y); }
   if (x0 === x1) { x0 -= 1; x1 += 1; }
-  if (y1 - y0 < 1e-9 * Math.max(1, Math.abs(y1))) { const pad = Math.abs(y1) * 0.1 || 1; y0 -= pad; y1 += pad; }
+  if (y0 === 0 && y1 === 0) y1 = 1;
+  else if (y1 - y0 < 1e-9 * Math.max(1, Math.abs(y1))) { const pad = Math.abs(y1) * 0.1 || 1; y0 -= pad; y1 += pad; }
   else { const pad = (y1 - y0) * 0.06; y0 = y0 >= 0 && y0 - pad < 0 ? 0 : y0 - pad; y1 += pad; }
   const X = (x) => L + ((x - x0) / (x1 - x0)) * (W - L - R), Y = (y) => H - B - ((y - y0) / (y1 - y0)) * (H - T - B);
   const path = (points) => points.map((p, i) => `${i ? "L" : "M"}${X(p[0]).toFixed(1)} ${Y(p[1]).toFixed(1)}`).join("");
@@ -172,7 +173,8 @@ function tokenView() {
   const steps = [...new Set(rollouts.map((r) => r.step))];
   const words = judged === "accuracy" ? ["right", "wrong"] : ["better than its group", "not better"];
   const usable = Object.keys(SIGNALS).filter((name) => rollouts.some((r) => (r[name] || []).some((v) => v !== null)));
-  const state = { step: steps.length - 1, filter: "all", signal: usable[0] || "weight", at: 0, token: -1 };
+  const varies = (name) => { const found = rollouts.flatMap((r) => r[name] || []).filter((v) => v !== null); return found.some((v) => v !== found[0]); };
+  const state = { step: steps.length - 1, filter: "all", signal: usable.find(varies) || usable[0] || "weight", at: 0, token: -1 };
   const domains = {};
   const domain = (name) => {
     if (domains[name]) return domains[name];
