@@ -21,13 +21,14 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlattn.checkpoints import PARTIAL, checkpoint_step, checkpoints, clear, is_write_failure, rotate, seal
-from rlattn.errors import describe
+from rlattn.errors import UserError, describe
 from rlattn.ranks import say
 from rlattn.reward_glue import load_rewards, save_rewards
 
 if TYPE_CHECKING:
     from rlattn.trainer import AttentionGRPOTrainer
 
+GOES_ON = "Make room on the disk; the same command then goes on."
 HEADS_FILE = "heads.json"  # in a checkpoint: the calibrated head sets, layers x heads
 
 
@@ -96,7 +97,12 @@ def save_durably(trainer: AttentionGRPOTrainer, write: Callable[[], None]) -> No
             trainer._saving = False
 
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        save()  # collective within: a rank that fails alone cannot meet the others, so the run ends
+        try:
+            save()  # collective within: a rank that fails alone cannot meet the others, so the run ends
+        except Exception as error:
+            if not is_write_failure(error):
+                raise
+            raise UserError("output_dir", _unwritten(folder, name, describe(error)), GOES_ON) from error
         trainer.accelerator.wait_for_everyone()  # before the seal: all ranks write
         failed = None
     else:
@@ -104,8 +110,7 @@ def save_durably(trainer: AttentionGRPOTrainer, write: Callable[[], None]) -> No
     if not failed:
         failed = _failure_on_any_rank(lambda: seal(folder, name) if trainer.is_world_process_zero() else None)
     if failed:
-        last = next((path.name for path in reversed(checkpoints(folder))), "none")
-        say(f"warning: {name} could not be written ({failed}); the last good one is {last}. Make room on the disk.")
+        say(f"warning: {_unwritten(folder, name, failed)} Make room on the disk.")
     best = trainer.state.best_global_step  # of transformers' own evaluation, whose path still names `.partial`
     if best and (folder / f"checkpoint-{best}").is_dir():
         trainer.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
@@ -115,6 +120,11 @@ def save_durably(trainer: AttentionGRPOTrainer, write: Callable[[], None]) -> No
         clear(folder)
     else:
         rotate(folder, step, keep_last=trainer.args.save_total_limit, best_step=_best_step(trainer, folder))
+
+
+def _unwritten(folder: Path, name: str, why: str) -> str:
+    last = next((path.name for path in reversed(checkpoints(folder))), "none")
+    return f"{name} could not be written ({why}); the last good one is {last}."
 
 
 def _failure_on_any_rank(act: Callable[[], None]) -> str | None:

@@ -109,6 +109,38 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_says_so(policy, tmp_path
     assert newest_sound(tmp_path) == (tmp_path / "checkpoint-3", [])
 
 
+FILLING = """
+import os, resource
+class Filling:
+    def prepare(self, batch):
+        full = batch.step == 1 and os.environ.get("FULL") == os.environ["RANK"]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        return [None] * len(batch.rollouts)
+    def score(self, rollout): return float(len(rollout.completion_ids) % 2)
+"""
+
+
+def test_a_full_disk_of_one_rank_ends_a_deepspeed_run_which_then_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "filling.py").write_text(FILLING)
+    command = (
+        "train", "quickstart", "output_dir=run", "policy={path: tiny-reasoner, warm_start: {steps: 2, batch_size: 4}}",
+        "task={kind: arithmetic, terms: [2, 2], eval_rows: 2, train_rows: 8}",
+        "rewards={filling: {python: 'filling:Filling'}}",
+        "trainer={max_steps: 2, num_generations: 4, per_device_train_batch_size: 2, max_completion_length: 8,"
+        " eval_steps: 9, gradient_checkpointing: false, save_steps: 1, deepspeed: launch/deepspeed/zero2.json}",
+    )  # fmt: skip
+    monkeypatch.setenv("FULL", "1")
+    full = rlattn(*command, cwd=tmp_path, ranks=2)
+    assert full.returncode != 0
+    assert "rank 1 failed in training: UserError: output_dir: checkpoint-2 could not be written" in full.stderr
+    assert "the last good one is checkpoint-1. Make room on the disk; the same command then goes on." in full.stderr
+    monkeypatch.delenv("FULL")
+    again = rlattn(*command, cwd=tmp_path, ranks=2)
+    assert again.returncode == 0, again.stderr
+    assert "continuing from" in again.stdout
+    assert [row["step"] for row in read_rows(tmp_path / "run/metrics.jsonl")] == [0, 1, 2]
+
+
 def test_rotation_in_training_keeps_the_last(policy, tmp_path):  # noqa: F811
     whole = trained(policy, tmp_path, {"parity": Parity()}, **SAVING, max_steps=4, save_total_limit=2)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
