@@ -160,20 +160,19 @@ class Silent:
 """
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
-def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before_and_one_rank_hashes(ranks, tmp_path):
+def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before_and_one_rank_hashes(tmp_path):
     (tmp_path / "hashing.py").write_text(HASHING)
     settings = (
         *SMALL, "trainer.save_steps=1", "output_dir=run", "rewards.silent={python: 'hashing:Silent'}",
-        f"trainer.per_device_train_batch_size={8 // max(ranks, 1)}",
+        "trainer.per_device_train_batch_size=4",
     )  # fmt: skip
-    assert rlattn("train", "quickstart", *settings, cwd=tmp_path, ranks=ranks).returncode == 0
+    assert rlattn("train", "quickstart", *settings, cwd=tmp_path, ranks=2).returncode == 0
     rows = untimed(read_rows(tmp_path / "run/metrics.jsonl"))
     shutil.rmtree(tmp_path / "run/model")  # as if it had been killed before the end
     optimizer = tmp_path / "run/checkpoints/checkpoint-3/optimizer.pt"
     contents = optimizer.read_bytes()
     optimizer.write_bytes(contents[:-7] + bytes([contents[-7] ^ 4]) + contents[-6:])
-    result = rlattn("train", "quickstart", *settings, cwd=tmp_path, ranks=ranks)
+    result = rlattn("train", "quickstart", *settings, cwd=tmp_path, ranks=2)
     assert result.returncode == 0, result.stderr
     assert [path.name for path in tmp_path.glob("hashed-by-*")] == ["hashed-by-0"]
     assert "checkpoint-3 is damaged and skipped: the contents of optimizer.pt have changed" in result.stdout

@@ -145,6 +145,25 @@ def test_without_credit_the_tokens_are_coloured_by_something_that_varies(browser
         assert found.shading() == ["0%", "75%"] and found.misdeeds == []
 
 
+def test_it_tells_which_tokens_got_credit_and_where(browser, tmp_path):
+    run = run_folder(tmp_path)
+    words, weights = ["so", " 4", " =", " 4", " !"], [1.0, 1.5, 1.2, 1.75, 1.0]
+    found = [rollout(i, text=words) | {"weight": weights} for i in range(6)]
+    found[5]["trained"] = [True] * 4 + [False]  # a tool's token
+    write_tokens(run / "tokens/step-000002.parquet", found)
+    with Opened(browser, write_report(run)) as opened:
+        tables = opened.page.locator("#credit table")
+        assert tables.first.locator("tr").all_inner_texts()[1:] == [
+            "4\t1.63\t12", "=\t1.20\t6", "so\t1.00\t6", "!\t1.00\t5",
+        ]  # fmt: skip
+        chart = opened.page.locator("#credit figure").first
+        chart.locator("svg").press("Home")
+        assert chart.locator(".readout").inner_text() == "at 5 %: 1"
+        chart.locator("svg").press("ArrowRight")
+        assert chart.locator(".readout").inner_text() == "at 25 %: 1.5"
+        assert opened.misdeeds == []
+
+
 def test_marks_can_be_hidden(opened):
     assert opened.page.locator(".tokens.marked .anchor").count() == 2
     opened.page.locator("#marks").uncheck()
@@ -189,7 +208,7 @@ def test_a_comparison_opens_and_overlays_the_runs(browser, tmp_path):
     with Opened(browser, tmp_path / "compare.html", width=390) as found:
         chart = found.page.locator("figure", has=found.page.get_by_role("heading", name="reward", exact=True))
         assert chart.locator("path.curve").count() == 2
-        assert chart.locator(".readout").inner_text() == "step 3: a 0.9 · b 0.9"
+        assert chart.locator(".readout").inner_text() == "step 3: a = 0.9 · b = 0.9"
         assert found.page.evaluate("document.documentElement.scrollWidth") <= 390
         assert found.misdeeds == []
 

@@ -3,8 +3,10 @@
 python data/figures/make_figures.py quickstart runs/quickstart [RUN ...]
 python data/figures/make_figures.py ledger FOLDER    with runs named action_0, own_0, lagged_0, action_1, ...
 python data/figures/make_figures.py questions FOLDER    with runs named turn_0, total_0, resolved_0, accuracy_0, ...
+python data/figures/make_figures.py tokens runs/quickstart    the token view of its report; needs Chromium
 """
 
+import shutil
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -69,6 +71,19 @@ def questions(folders: list[str]) -> None:
     figure.savefig(Path(__file__).parent / "questions.png", dpi=110)
 
 
+def tokens(runs: list[str]) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), chromium_sandbox=False)
+        page = browser.new_page(viewport={"width": 1100, "height": 900}, device_scale_factor=1.25)
+        page.goto((Path(runs[0]) / "report.html").absolute().as_uri())
+        page.click("#signal-fai")
+        page.locator(".tokens .token").nth(30).hover()
+        page.locator("#tokens").screenshot(path=Path(__file__).parent / "tokens.png")
+        browser.close()
+
+
 def draw_arms(folder: Path, arms: dict[str, str], axes_of: dict[str, Axes]) -> None:
     """Every metric in per cent over the steps: the seeds of an arm thin, their mean thick."""
     for (arm, label), color in zip(arms.items(), COLORS):
@@ -87,4 +102,4 @@ def smooth(values: list[float], reach: int = 3) -> list[float]:
 
 
 if __name__ == "__main__":
-    {"quickstart": quickstart, "ledger": ledger, "questions": questions}[sys.argv[1]](sys.argv[2:])
+    {f.__name__: f for f in (quickstart, ledger, questions, tokens)}[sys.argv[1]](sys.argv[2:])

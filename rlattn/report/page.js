@@ -95,8 +95,8 @@ function chart(curve) {
     const x = xs[at], parts = [];
     cursor.replaceChildren();
     if (moved) cursor.append(el("line", { class: "cursor", x1: X(x), x2: X(x), y1: T, y2: H - B }));
-    values.forEach((value, i) => { if (value.has(x)) parts.push(series.length > 1 ? `${short(series, i)} ${show(value.get(x))}` : show(value.get(x))); });
-    readout.textContent = `${curve.x || "step"} ${x}: ${parts.join(" · ")}${curve.unit && series.length === 1 ? " " + curve.unit : ""}`;
+    values.forEach((value, i) => { if (value.has(x)) parts.push(series.length > 1 ? `${short(series, i)} = ${show(value.get(x))}` : show(value.get(x))); });
+    readout.textContent = `${curve.x || "step"} ${x}${curve.after || ""}: ${parts.join(" · ")}${curve.unit && series.length === 1 ? " " + curve.unit : ""}`;
   };
   svg.addEventListener("pointermove", (event) => {
     const box = svg.getBoundingClientRect(), want = x0 + (((event.clientX - box.left) / box.width) * W - L) / (W - L - R) * (x1 - x0);
@@ -155,6 +155,39 @@ function heads() {
     el("div", { class: "charts" }, chart(per),
       [...new Set([first, last])].map((step) => el("figure", {}, el("h3", {}, `Heads at step ${step.step}`), el("div", { class: "scroll" }, grid(step)),
         el("figcaption", {}, el("div", {}, `local: ${list(step, "local")}`), el("div", {}, `global: ${list(step, "global")}`)))))];
+}
+
+// ---- where credit went ------------------------------------------------------------------------------------------
+
+const TENTHS = 10, OFTEN = 5, MOST = 12, LEAST = 6;
+
+// Weights of the sampled rollouts, by place in the response and by word. Nothing where all tokens weigh the same.
+function credited() {
+  const { rollouts, vocabulary } = data.tokens || { rollouts: [] };
+  const steps = [...new Set(rollouts.map((r) => r.step))];
+  const own = (r) => r.tokens.map((word, i) => [word, r.weight?.[i], i]).filter(([, weight, i]) => typeof weight === "number" && !(+r.marks[i] & 4));
+  const all = rollouts.flatMap((r) => own(r).map(([, weight]) => weight));
+  if (!all.some((weight) => weight !== all[0])) return null;
+  const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+  const along = (step) => {
+    const tenths = Array.from({ length: TENTHS }, () => []);
+    for (const r of rollouts) if (r.step === step) for (const [, weight, i] of own(r)) tenths[Math.floor((TENTHS * i) / r.tokens.length)].push(weight);
+    return { name: `step ${step}`, points: tenths.map((found, i) => [(100 * (i + 0.5)) / TENTHS, found]).filter(([, found]) => found.length).map(([x, found]) => [x, +mean(found).toFixed(4)]) };
+  };
+  const late = new Set(steps.slice(-Math.ceil(steps.length / 4))), words = new Map();
+  for (const r of rollouts) if (late.has(r.step)) for (const [word, weight] of own(r)) {
+    const found = words.get(word) || { total: 0, times: 0 };
+    words.set(word, { total: found.total + weight, times: found.times + 1 });
+  }
+  const ranked = [...words].filter(([, found]) => found.times >= OFTEN).map(([word, found]) => [word, found.total / found.times, found.times]).sort((a, b) => b[1] - a[1]);
+  const [high, low] = [ranked.slice(0, MOST), ranked.slice(Math.max(MOST, ranked.length - LEAST))];
+  const row = ([word, weight, count]) => el("tr", {}, el("td", {}, el("code", {}, visible(vocabulary[word]))), el("td", {}, weight.toFixed(2)), el("td", {}, String(count)));
+  const head = () => el("tr", {}, el("th", {}, "token"), el("th", {}, "mean weight"), el("th", {}, "times"));
+  const first = Math.min(...late), last = Math.max(...late), when = first === last ? `step ${last}` : `steps ${first} to ${last}`;
+  return el("div", { class: "charts" },
+    chart({ title: "Weight along the response", x: "at", after: " %", about: "Mean over the sampled rollouts, by how much of the response lies before; 1 is GRPO's equal credit.", series: [...new Set([steps[0], steps[steps.length - 1]])].map(along) }),
+    high.length ? el("figure", {}, el("h3", {}, "Tokens that got most"), el("table", {}, head(), high.map(row)), el("figcaption", {}, `Of those met ${OFTEN} times or more in the rollouts sampled at ${when}.`)) : null,
+    low.length ? el("figure", {}, el("h3", {}, "Tokens that got least"), el("table", {}, head(), low.map(row))) : null);
 }
 
 // ---- tokens -----------------------------------------------------------------------------------------------------
@@ -284,7 +317,7 @@ const sections = [
     (data.missing || []).length ? el("ul", { class: "soft" }, data.missing.map((line) => el("li", {}, visible(line)))) : null),
   ...(data.tables || []).map((one, i) => section(`table${i}`, one.title, el("p", { class: "soft" }, visible(one.about)), table(one.columns, one.rows))),
   section("learning", "Learning", charts("Learning") || (data.kind === "run" ? el("p", {}, "Nothing logged yet.") : null)),
-  section("credit", "Credit", charts("Credit")),
+  section("credit", "Credit", credited(), charts("Credit")),
   section("effort", "Effort", charts("Effort")),
   section("monitor", "Self-monitor", charts("Self-monitor")),
   section("task", "The task's own numbers", charts("Task")),
