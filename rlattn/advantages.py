@@ -130,6 +130,19 @@ def part_advantages(values_BP: Tensor, group_size: int) -> Tensor:
     return scored_NGP.view_as(values_BP).nan_to_num(nan=0.0)
 
 
+def silent_groups(rewards_BK: Tensor, weights_K: Tensor, group_size: int) -> float:
+    """The share of groups in which no reward that has a weight tells one rollout from another: they teach nothing.
+
+    TRL's `frac_reward_zero_std` looks at the batch under `decoupled`, and takes rounding for a spread.
+    """
+    grouped_NGK = rewards_BK[:, weights_K.to(rewards_BK.device) != 0].view(
+        len(rewards_BK) // group_size, group_size, -1
+    )
+    first_N1K = grouped_NGK[:, :1]
+    differ_NGK = (grouped_NGK - first_N1K).abs() > 1e-6 * (1 + first_N1K.abs())
+    return 1.0 - differ_NGK.flatten(1).any(dim=1).float().mean().item()
+
+
 def table_metrics(
     rewards_BK: Tensor, contribution_BK: Tensor, group_size: int, names: Sequence[str]
 ) -> dict[str, float]:

@@ -22,7 +22,7 @@ NUMBERS = (
     ("eval_accuracy", "held-out accuracy", 3),
     ("completions/mean_length", "completion length", 0),
     ("entropy", "entropy, nats", 3),
-    ("frac_reward_zero_std", "groups without a signal", 2),
+    ("groups_without_signal", "groups without a signal", 2),
     ("grad_norm", "gradient norm", 3),
     ("step_time", "seconds a step", 1),
 )

@@ -27,14 +27,15 @@ Part = tuple[float | None, list[bool]]
 class Guarded:
     """A reward function of TRL's kind. What raises, is not finite or has the wrong length is neutral and counted.
 
-    Attributes, of the last call: `failed` (one bool a rollout), `problem` (the first one, as text).
+    Attributes, of the last call: `failed` (one bool a rollout), `problem` (the first one, as text), `failing` (its
+    completion).
     """
 
     def __init__(self, function: Callable[..., Sequence[float | None]], name: str | None = None):
         self.function = function
         self.__name__ = name or getattr(function, "__name__", type(function).__name__)
         self.failed: list[bool] = []
-        self.problem = ""
+        self.problem = self.failing = ""
         self.shown = 0
 
     def __call__(self, prompts: list, **inputs: Any) -> list[float | None]:
@@ -55,7 +56,7 @@ class Guarded:
     def report(self, values: list[float | None], problems: list[str], texts: list[str]) -> list[float | None]:
         """Counts the failures, shows the first few with their rollout, and hands the values on."""
         self.failed = [bool(problem) for problem in problems]
-        self.problem = next(filter(None, problems), "")
+        self.problem, self.failing = next((p for p in zip(problems, texts, strict=True) if p[0]), ("", ""))
         for problem, text in zip(problems, texts, strict=True):
             if problem and self.shown < FAILURES_SHOWN:
                 self.shown += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rlattn.trainer import AttentionGRPOTrainer
 
 STATE_FILE = "rewards.json"  # in a checkpoint
+COMPLETION_KEPT = 2000  # characters of one that a reward failed on
 logger = logging.getLogger(__name__)
 
 
@@ -43,6 +44,8 @@ class RewardOptions:
     """Reward -> warmup and decay of its weight, as shares of the run."""
     max_failed_share: float = 0.5
     """A run stops where a larger share of a batch's rollouts failed under one reward."""
+    on_failure: Callable[[dict[str, Any]], None] | None = None
+    """Gets `step`, `reward`, `failed`, `problem` and `completion` (the first) of a batch with failures, on rank 0."""
 
 
 NO_OPTIONS = RewardOptions(requires={}, ramps={})
@@ -111,22 +114,28 @@ def multiplier_of(function: Any) -> float:
     return 1.0
 
 
-def check_failures(trainer: AttentionGRPOTrainer, rows: int, limit: float) -> dict[str, float]:
+def check_failures(trainer: AttentionGRPOTrainer, rows: int) -> dict[str, float]:
     """`rewards/<name>/failed` of the batch, over all ranks. Collective.
 
     Raises:
-        UserError: on every rank alike, where more than `limit` of the rollouts failed under one reward.
+        UserError: on every rank alike, where more than `max_failed_share` of the rollouts failed under one reward.
     """
-    functions = trainer.reward_funcs
+    functions, options = trainer.reward_funcs, trainer.reward_options
     local_K = torch.tensor([[float(sum(getattr(f, "failed", []))) for f in functions]], device=trainer.args.device)
     failed_K = trainer.accelerator.gather(local_K).sum(dim=0).tolist()
     for function, name, failed in zip(functions, trainer.reward_func_names, failed_K, strict=True):
-        if failed / rows > limit:
-            problem = getattr(function, "problem", "")
-            said = f", here first with {problem}" if problem else ""
+        if not failed:
+            continue
+        everyone = gather_object([(getattr(function, "problem", ""), getattr(function, "failing", ""))])
+        problem, completion = next(first for first in everyone if first[0])
+        step = trainer.state.global_step + 1  # the one that is being made
+        if options.on_failure and trainer.is_world_process_zero():
+            told = {"problem": problem, "completion": completion[:COMPLETION_KEPT]}
+            options.on_failure({"step": step, "reward": name, "failed": int(failed), **told})
+        if failed / rows > options.max_failed_share:
             raise UserError(
                 f"rewards.{name}",
-                f"failed for {failed:.0f} of {rows} rollouts at step {trainer.state.global_step}{said}.",
+                f"failed for {failed:.0f} of {rows} rollouts at step {step}, first with {problem}.",
                 "Mend it and start the same command again: it goes on from the last checkpoint. Or allow more: "
                 "rewards.max_failed_share. (A key changed in the recipe is named in resume.allow_changed.)",
             )

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def make_trainer(
     callbacks: list[Any],
     token_log: TokenLog | None = None,
     phases: Phases | None = None,
+    on_failure: Callable[[dict[str, Any]], None] | None = None,
     **overrides: Any,
 ) -> AttentionGRPOTrainer:
     recipe, policy = setup.recipe, setup.policy
@@ -105,7 +107,7 @@ def make_trainer(
         peft_config=policy.peft_config,
         callbacks=callbacks,
         stop_strings=recipe.policy.stop_strings,
-        reward_options=reward_options(recipe),
+        reward_options=replace(reward_options(recipe), on_failure=on_failure),
         keep_best=recipe.resume.keep_best,
         measure=getattr(setup.task, "metrics", None),
         at_epoch=EffortDraw(efforts=efforts, seed=recipe.seed) if (efforts := recipe.task.efforts) else None,

@@ -1,7 +1,7 @@
 """Glue: the run folder, and what is written into it while a run trains.
 
-recipe.yaml (resolved), environment.json, metrics.jsonl, samples.jsonl, heads.jsonl, tokens/, checkpoints/, model/,
-summary.json, report.html.
+recipe.yaml (resolved), environment.json, metrics.jsonl, samples.jsonl, heads.jsonl, failures.jsonl, tokens/,
+checkpoints/, model/, summary.json, report.html.
 """
 
 import importlib.metadata
@@ -24,6 +24,7 @@ from rlattn.recipe import Recipe, differences, load_recipe
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "wandb", "vllm")
 DIFFERENCES_SHOWN = 4
+FAILURES = "failures.jsonl"  # the first failure of a reward in a batch
 LAST_STEP = 10**12
 
 
@@ -120,7 +121,7 @@ def start_run(recipe: Recipe, step: int, world_size: int) -> None:
     write_text(run / "environment.json", json.dumps(environment(recipe, world_size), indent=2))
     write_text(run / "recipe.yaml", recipe.to_yaml())
     (run / "summary.json").unlink(missing_ok=True)
-    for name in ("metrics.jsonl", "samples.jsonl", "heads.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", "heads.jsonl", FAILURES):
         if not (run / name).is_file():
             continue
         rows = [row for row in read_rows(run / name) if row["step"] <= step] if step else []

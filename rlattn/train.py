@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,11 +23,12 @@ from rlattn.progress import duration
 from rlattn.prompts import render_text
 from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
+from rlattn.report import write_report
 from rlattn.rules import number
 from rlattn.setup import make_trainer, prepare, template_kwargs
 from rlattn.stopping import StopSignals
 from rlattn.token_log import TokenLog
-from rlattn.tracking import leave_run, lock_run, open_run, sound_checkpoint, start_run
+from rlattn.tracking import FAILURES, append_row, leave_run, lock_run, open_run, sound_checkpoint, start_run
 from rlattn.trainer import AttentionGRPOTrainer
 from rlattn.wandb_run import WandbRun, wandb_environment
 from rlattn.watchdog import Watchdog
@@ -79,7 +81,8 @@ def _train(recipe: Recipe, watchdog: Watchdog) -> None:
     )
     if is_main() and "wandb" in tracking.report_to:
         os.environ |= {k: v for k, v in wandb_environment(recipe.run_dir).items() if k not in os.environ}
-    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log, watchdog.phases)
+    failures = partial(append_row, recipe.run_dir / FAILURES)
+    trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log, watchdog.phases, failures)
     evaluation.trainer = trainer
     checkpoint = same_on_all_ranks(recipe.run_dir / "checkpoints", checkpoint)
     if isinstance(shown, LiveTable):
@@ -91,6 +94,10 @@ def _train(recipe: Recipe, watchdog: Watchdog) -> None:
     stop.listen()
     try:
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except UserError:
+        if is_main():
+            say(f"\nwhat was logged so far: {write_report(recipe.run_dir)}")
+        raise
     finally:
         if isinstance(shown, LiveTable):
             shown.live.stop()  # whatever happened, the terminal gets its cursor back

@@ -13,7 +13,15 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from rlattn.advantages import apply_gates, contributions, duplicate_share, fill_neutral, group_advantages, table_metrics
+from rlattn.advantages import (
+    apply_gates,
+    contributions,
+    duplicate_share,
+    fill_neutral,
+    group_advantages,
+    silent_groups,
+    table_metrics,
+)
 from rlattn.attention.capture import Capture, batch_heads, capture
 from rlattn.checkpoints import PARTIAL
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
@@ -140,7 +148,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
                 for example, mask in zip(inputs, masks, strict=True)
             ]
         rewards_BK = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        for name, count in check_failures(self, len(rewards_BK), options.max_failed_share).items():
+        for name, count in check_failures(self, len(rewards_BK)).items():
             log(name, count)
         log("completions/duplicates", self._duplicates(completion_ids_list))
         self.latest_completion = completion_ids_list[0]
@@ -321,6 +329,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         how: Any = {"combine": combine, "scale": self.scale_rewards}
         advantage_B, contribution_BK = group_advantages(*table, **how), contributions(*table, **how)
         found = table_metrics(self._rewards_BK, contribution_BK, self._group_size, self.reward_func_names)
+        found["groups_without_signal"] = silent_groups(*table)
         for name, value in found.items():
             self.log_value(name, value)
         local, length = out["completion_ids"].shape

@@ -13,6 +13,7 @@ from rlattn.advantages import (
     group_advantages,
     part_advantages,
     restrict_to_tokens,
+    silent_groups,
     table_metrics,
 )
 
@@ -95,6 +96,20 @@ def test_contributions_add_up_to_the_advantage(table, combine, scale):
     advantage_B = group_advantages(rewards_BK, weights_K, 4, combine=combine, scale=scale)
     parts_BK = contributions(rewards_BK, weights_K, 4, combine=combine, scale=scale)
     torch.testing.assert_close(parts_BK.sum(dim=1), advantage_B, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "weights", "share"),
+    [
+        ([[0.6], [0.6], [0.6], [0.6]], [1.0], 1.0),
+        ([[1.0], [0.0], [0.6], [0.6]], [1.0], 0.5),
+        ([[0.0, 1.0], [0.0, 2.0], [0.0, 1.0], [0.0, 1.0]], [1.0, 1.0], 0.5),
+        ([[0.0, 1.0], [0.0, 2.0], [0.0, 1.0], [0.0, 1.0]], [1.0, 0.0], 1.0),  # a reward without weight teaches nothing
+        ([[1.0], [1.0 + 1e-7], [NAN], [NAN]], [1.0], 1.0),
+    ],
+)
+def test_groups_without_a_signal(rewards, weights, share):
+    assert silent_groups(torch.tensor(rewards), torch.tensor(weights), 2) == share
 
 
 def test_a_gated_reward_counts_only_where_the_required_one_is_met():

@@ -55,6 +55,9 @@ def test_a_prepare_that_fails_on_one_rank_is_neutral_on_all_and_the_run_goes_on(
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["rewards/collective/failed"] for row in rows[1:]] == [0, 8, 0]
     assert problem in result.stderr
+    (first,) = [json.loads(line) for line in (tmp_path / "run/failures.jsonl").read_text().splitlines()]
+    assert (first["step"], first["reward"], first["failed"]) == (2, "collective", 8) and problem in first["problem"]
+    assert first["completion"] and problem in (tmp_path / "run/report.html").read_text()
     stored = json.loads((tmp_path / "run/checkpoints/checkpoint-3/rewards.json").read_text())
     assert stored == {"collective": {"total": 2}}  # of the two batches that were prepared
     phases = {"generation", "reward", "credit", "training"}

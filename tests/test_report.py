@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rlattn.recipe import load_recipe
 from rlattn.report import page, read_run, write_report
-from rlattn.report.alarms import enough_for_alarms, find_alarms
+from rlattn.report.alarms import enough_for_alarms, find_alarms, onset
+from rlattn.report.data import curves
 from rlattn.report.metrics import describe_metric
 from rlattn.report.thin import shortened, spread, thinned
 from rlattn.token_log import write_tokens
@@ -92,6 +94,39 @@ def test_hostile_text_stays_data(tmp_path):
     assert json.loads(found.texts[0])["samples"][0]["completion"] == HOSTILE
     assert HOSTILE in json.loads(found.texts[0])["tokens"]["vocabulary"]
     assert not {"\u202e", "\u200b"} & set(text)
+
+
+def test_it_tells_what_failed_and_what_the_run_was(tmp_path):
+    run = run_folder(tmp_path)
+    for step, count in ((3, 2), (4, 5)):
+        append_row(run / "metrics.jsonl", {"step": step, "rewards/mine/failed": count})
+        row = {"step": step, "reward": "mine", "failed": count, "problem": f"KeyError: '{step}'", "completion": HOSTILE}
+        append_row(run / "failures.jsonl", row)
+    recipe = load_recipe("quickstart", ["credit.top_fraction=0.3", f"output_dir={run}"])
+    (run / "recipe.yaml").write_text(recipe.to_yaml())
+    data = read_run(run)
+    told = {"reward": "mine", "step": 3, "problem": "KeyError: '3'", "completion": HOSTILE, "count": 7}
+    assert data["failures"] == [told]
+    assert dict(data["setup"]) == {
+        "policy": "tiny-reasoner", "task": "arithmetic", "rewards": "accuracy × 1, format × 0.1 (sum)",
+        "credit": "coupled_rhythm, top_fraction 0.3", "learning rate": "0.00015", "seed": "0",
+    }  # fmt: skip
+    assert HOSTILE not in page(data)
+    (run / "recipe.yaml").write_text("policy: [\n")
+    assert read_run(run)["setup"] == []
+
+
+def test_only_what_was_logged_is_explained(tmp_path):
+    names = [line[0] for line in read_run(run_folder(tmp_path))["metrics"]]
+    assert "reward" in names and "rewards/*/mean" in names and "self_monitor/lambda" not in names
+
+
+def test_every_curve_has_its_own_caption_where_they_differ():
+    rows = [{"step": 1, "completions/clipped_ratio": 0.5, "completions/duplicates": 0.7, "rewards/a/mean": 1.0}]
+    by_title = {chart["title"]: chart for chart in curves([{**rows[0], "rewards/b/mean": 0.0}])}
+    assert by_title["Rewards"]["about"] and "about" not in by_title["Rewards"]["series"][0]
+    healthy = [one["about"].rpartition("Healthy: ")[2] for one in by_title["Cut and repeated rollouts"]["series"]]
+    assert healthy == ["< 0.3.", "< 0.9."] and not by_title["Cut and repeated rollouts"]["about"]
 
 
 def damage_nothing(run):
@@ -195,7 +230,7 @@ def rows(key, early, late):
 @pytest.mark.parametrize(
     ("key", "early", "late", "alarm"),
     [
-        ("frac_reward_zero_std", 0.2, 0.95, "zero-std groups"), ("entropy", 1.0, 0.1, "entropy"),
+        ("groups_without_signal", 0.2, 0.95, "zero-std groups"), ("entropy", 1.0, 0.1, "entropy"),
         ("entropy", 0.2, 1.0, "entropy"), ("completions/clipped_ratio", 0.0, 0.6, "clipped completions"),
         ("completions/mean_length", 100, 30, "length"), ("completions/mean_length", 100, 300, "length"),
         ("rewards/format/mean", 0.9, 0.4, "format"), ("reward", 0.9, 0.4, "reward"),
@@ -218,6 +253,11 @@ def test_a_long_run_is_shortened_without_losing_an_alarm():
     ]
     assert len(enough_for_alarms(long)) == 61
     assert find_alarms(enough_for_alarms(long)) == find_alarms(long) != []
+
+
+def test_an_alarm_says_since_when():
+    found = [{"step": i + 1, "completions/clipped_ratio": float(i >= 200)} for i in range(300)]
+    assert onset(found, "clipped completions") == 204  # more than 0.3 of ten steps
 
 
 def test_a_fall_of_held_out_accuracy_is_told_and_chance_is_not():

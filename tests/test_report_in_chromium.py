@@ -119,7 +119,7 @@ def test_every_signal_colours_the_tokens(opened):
         assert opened.page.locator(".buttons button[aria-pressed=true]").all_inner_texts() == [button.inner_text()]
         colours[button.inner_text()] = opened.shading()
     assert list(colours) == ["Weight", "WAAD", "FAI", "Entropy", "Advantage", "Log-prob"]
-    assert colours["Weight"] == ["0%", "75%", "0%", "75%"]  # 1, 1.5, 1, 1.75: the scale ends at the 99th percentile
+    assert colours["Weight"] == ["0%", "50%", "0%", "75%"]  # 1, 1.5, 1, 1.75
     assert colours["Entropy"][1] == "75%" and colours["Entropy"][3] == "0%"
     assert colours["FAI"][3] == ""  # undefined: not coloured
 

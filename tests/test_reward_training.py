@@ -76,7 +76,7 @@ def test_failures_are_counted_neutral_and_end_a_run_only_in_numbers(policy, tmp_
     assert log["rewards/shaky/group_std"] == 0  # neutral is the mean of the rest
     plain = trained(policy, tmp_path, {"parity": Parity()})
     assert torch.equal(weights(trainer), weights(plain))
-    with pytest.raises(UserError, match=r"rewards\.shaky: failed for 6 of 8 rollouts at step 0, here first with Zero"):
+    with pytest.raises(UserError, match=r"rewards\.shaky: failed for 6 of 8 rollouts at step 1, first with Zero"):
         trained(policy, tmp_path, {"parity": Parity(), "shaky": Failing(3)})
     trained(policy, tmp_path, {"shaky": Failing(3)}, options=RewardOptions(requires={}, ramps={}, max_failed_share=1))
 

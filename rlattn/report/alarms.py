@@ -4,6 +4,7 @@ Levels are means over the last WINDOW logged steps, changes compare them with th
 there are enough of both. Held-out accuracy is compared with the interval of the first evaluation.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -31,6 +32,15 @@ def find_alarms(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     return [*_held_out(rows), *(alarm for check in checks for alarm in check(steps))]
 
 
+def onset(rows: Sequence[dict[str, Any]], name: str) -> int:
+    """The step at which an alarm that stands at the end of `rows` was first raised. Cost: log2(steps) looks."""
+
+    def told(end: int) -> bool:
+        return any(alarm.name == name for alarm in find_alarms(enough_for_alarms(rows[: end + 1])))
+
+    return int(rows[bisect_left(range(len(rows) - 1), True, key=told)]["step"])
+
+
 def enough_for_alarms(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with the same alarms: a long run is not read again at every step."""
     ends = 3 * WINDOW  # more than two windows: not every step logs every number
@@ -46,7 +56,10 @@ def _held_out(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     if now >= low[0]:
         return []
     text = f"Held-out accuracy fell from {100 * before:.1f} % to {100 * now:.1f} %."
-    advice = "See which of the rewards rises instead; lower learning_rate. resume.keep_best keeps the best checkpoint."
+    advice = (
+        "If a reward rises meanwhile, it pays for something else; if none does, lower learning_rate. "
+        "resume.keep_best keeps the best checkpoint."
+    )
     return [Alarm(name="held-out accuracy", found=text, advice=advice)]
 
 
@@ -64,7 +77,7 @@ def _failures(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
 
 
 def _zero_std(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
-    late = last(rows, "frac_reward_zero_std")
+    late = last(rows, "groups_without_signal")
     if late is None or late <= 0.8:
         return []
     text = f"In {100 * late:.0f} % of the groups all rollouts got the same reward: they teach nothing."
@@ -149,7 +162,7 @@ def _weights(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     found = []
     effective, undefined = last(rows, "credit/effective_tokens"), last(rows, "credit/share_undefined")
     if effective is not None and effective < 0.5:
-        text = f"Only {100 * effective:.0f} % of the tokens carry the gradient."
+        text = f"A few tokens carry the gradient, as if only {100 * effective:.0f} % of them had a weight."
         found.append(Alarm(name="weight concentration", found=text, advice="Lower amplification, raise top_fraction."))
     if undefined is not None and undefined > 0.5:
         text = f"{100 * undefined:.0f} % of the tokens have no score for the credit rule."

@@ -1,18 +1,21 @@
 """A run folder -> everything its report shows, as plain data. Reads only; whatever is missing or damaged is named."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rlattn.effort import by_effort
+from rlattn.errors import UserError
 from rlattn.progress import duration
-from rlattn.report.alarms import find_alarms
+from rlattn.report.alarms import find_alarms, onset
 from rlattn.report.logs import number, read_log, read_metrics
-from rlattn.report.metrics import METRICS, describe_metric
+from rlattn.report.metrics import METRICS, Metric, describe_metric
 from rlattn.report.thin import POINTS, evenly, shortened, thinned
 from rlattn.report.tokens import read_tokens
-from rlattn.tracking import read_summary
+from rlattn.tracking import FAILURES, read_summary
+from rlattn.yaml_text import parse_yaml
 
-SERIES = 6  # of a chart
+SERIES = 8  # of a chart
 SAMPLES, TEXT = 30, 6000  # held-out completions, and bytes of each text
 HEAD_VALUES = 200_000  # of all heads and steps
 
@@ -20,12 +23,13 @@ HEAD_VALUES = 200_000  # of all heads and steps
 CURVES = (
     ("Learning", "Reward", ("reward",)),
     ("Learning", "Rewards", ("rewards/*/mean",)),
+    ("Learning", "Share of the advantage", ("rewards/*/share",)),
     ("Learning", "Held-out accuracy", ("eval/accuracy",)),
     ("Learning", "Completion length", ("completions/mean_length", "eval/mean_length")),
     ("Learning", "Entropy", ("entropy",)),
     ("Learning", "KL", ("kl",)),
     ("Learning", "Gradient norm", ("grad_norm",)),
-    ("Learning", "Groups without a signal", ("frac_reward_zero_std",)),
+    ("Learning", "Groups without a signal", ("groups_without_signal",)),
     ("Learning", "Cut and repeated rollouts", ("completions/clipped_ratio", "completions/duplicates")),
     ("Learning", "Time", ("time/*",)),
     ("Effort", "Held-out accuracy by effort", ("eval/effort_*/accuracy",)),
@@ -44,6 +48,7 @@ CURVES = (
     ("Credit", "", ("credit/*",)),
 )
 HEADS = ("span", "local", "global")
+EQUAL = {"kind": "none, GRPO's equal credit"}
 HIDDEN = {"step", "epoch", "eval/low", "eval/high", "eval/rows", "eval/seconds"}
 
 
@@ -72,17 +77,46 @@ def read_run(run: Path) -> dict[str, Any]:
     return {
         "kind": "run",
         "name": run.absolute().name,
+        "setup": setup_of(recipe),
         "tiles": tiles(rows, summary, recipe),
         "missing": missing,
-        "alarms": [{"found": alarm.found, "advice": alarm.advice} for alarm in find_alarms(rows)],
+        "alarms": [{**asdict(alarm), "since": onset(rows, alarm.name)} for alarm in find_alarms(rows)],
+        "failures": read_failures(run, rows, missing),
         "curves": curves(rows),
         "heads": heads,
         "tokens": tokens,
         "samples": samples,
         "recipe": recipe,
         "environment": _text_of(run / "environment.json"),
-        "metrics": [[metric.name, metric.meaning, metric.unit, metric.healthy] for metric in METRICS],
+        "metrics": [[metric.name, metric.meaning, metric.unit, metric.healthy] for metric in logged_metrics(rows)],
     }
+
+
+def logged_metrics(rows: list[dict[str, Any]]) -> list[Metric]:
+    """The lines of the table of metrics that the run's numbers have."""
+    found = [describe_metric(key) for key in {key for row in rows for key in row}]
+    return [metric for metric in METRICS if metric in found]
+
+
+def setup_of(recipe: str) -> list[list[str]]:
+    """What tells one run from another at a glance: [[label, value]]; empty where the recipe cannot be read."""
+    try:
+        parsed: Any = parse_yaml(recipe, "recipe.yaml")
+        credit = {k: v for k, v in (parsed["credit"] or EQUAL).items() if v not in (None, 0, "both")}
+        rewards = [f"{name} × {spec['weight']:g}" for name, spec in parsed["rewards"].items() if isinstance(spec, dict)]
+        task, trainer = parsed["task"], parsed["trainer"]
+        rule = credit.pop("kind", None) or credit.pop("python", "")
+        found = {
+            "policy": parsed["policy"]["path"],
+            "task": task.get("kind") or task.get("python"),
+            "rewards": ", ".join(rewards) + f" ({parsed['rewards']['combine']})" * (len(rewards) > 1),
+            "credit": ", ".join([str(rule), *(f"{key} {value}" for key, value in credit.items())]),
+            "learning rate": trainer.get("learning_rate"),
+            "seed": parsed["seed"],
+        }
+        return [[label, shortened(str(value), 300)] for label, value in found.items() if value is not None]
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
+        return []
 
 
 def tiles(rows: list[dict[str, Any]], summary: dict[str, Any], recipe: str) -> list[dict[str, str]]:
@@ -92,10 +126,11 @@ def tiles(rows: list[dict[str, Any]], summary: dict[str, Any], recipe: str) -> l
     if evaluated:
         before, after = evaluated[0], evaluated[-1]
         gain = 100 * (after["eval/accuracy"] - before["eval/accuracy"])
-        note = f"at step {before['step']}" + (f"; {gain:+.1f} points since" if after is not before else "")
-        found.append({"label": "Held-out accuracy, first", "value": _percent(before), "note": note})
+        found.append({"label": "Held-out accuracy, first", "value": _percent(before), "note": _interval(before)})
         if after is not before:
-            found.append({"label": "Held-out accuracy, last", "value": _percent(after), "note": _interval(after)})
+            best = max(evaluated, key=lambda row: row["eval/accuracy"])
+            note = f"{gain:+.1f} points; {_interval(after)}; best {_percent(best)} at step {best['step']}"
+            found.append({"label": "Held-out accuracy, last", "value": _percent(after), "note": note})
     control = summary.get("supervised_control")
     if isinstance(control, dict) and number(control.get("accuracy")) is not None:
         note = "supervised training on, on the compute that RL had"
@@ -129,7 +164,8 @@ def curves(rows: list[dict[str, Any]], points: int = POINTS) -> list[dict[str, A
             charts += [_chart(section, "", [key], rows, points) for key in wanted]
         else:
             parts = [wanted[i : i + SERIES] for i in range(0, len(wanted), SERIES)]
-            charts += [_chart(section, title, part, rows, points) for part in parts]
+            for part in parts:
+                charts.append(_chart(section, title if part is parts[0] else f"{title}, more", part, rows, points))
     return charts + against_effort(rows) + [_chart("Everything else", "", [key], rows, points) for key in left]
 
 
@@ -156,25 +192,49 @@ def against_effort(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _chart(section: str, title: str, keys: list[str], rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
     known = describe_metric(keys[0])
-    series = [{"name": key, "points": thinned(points_of(rows, key), count)} for key in keys]
+    series: list[dict[str, Any]] = [{"name": key, "points": thinned(points_of(rows, key), count)} for key in keys]
     if keys == ["eval/accuracy"]:
         bands = [[row["step"], row.get("eval/low"), row.get("eval/high")] for row in rows]
         series[0]["band"] = [band for band in bands if None not in band]
+    captions = [caption(key) for key in keys]
+    if len(set(captions)) > 1:  # one for each curve
+        for one, text in zip(series, captions, strict=True):
+            one["about"] = text
     return {
         "section": section,
         "title": title or keys[0],
         "unit": known.unit if known else "",
-        "about": f"{known.meaning}. Healthy: {known.healthy}."
-        if known and known.healthy
-        else known.meaning
-        if known
-        else "",
+        "about": captions[0] if len(set(captions)) == 1 else "",
         "series": series,
     }
 
 
+def caption(key: str) -> str:
+    known = describe_metric(key)
+    if known is None:
+        return ""
+    return f"{known.meaning}. Healthy: {known.healthy}." if known.healthy else f"{known.meaning}."
+
+
 def points_of(rows: list[dict[str, Any]], key: str) -> list[list[float]]:
     return [[row["step"], float(f"{row[key]:.5g}")] for row in rows if key in row]
+
+
+def read_failures(run: Path, rows: list[dict[str, Any]], missing: list[str]) -> list[dict[str, Any]]:
+    """The first failure of every reward, and how many rollouts it failed on in all."""
+    first: dict[str, dict[str, Any]] = {}
+    for row in read_log(run / FAILURES, missing):
+        first.setdefault(str(row.get("reward", "")), row)
+    return [
+        {
+            "reward": name,
+            "step": row["step"],
+            "problem": shortened(str(row.get("problem", "")), TEXT),
+            "completion": shortened(str(row.get("completion", "")), TEXT),
+            "count": int(sum(row.get(f"rewards/{name}/failed", 0) for row in rows)),
+        }
+        for name, row in first.items()
+    ][:SAMPLES]
 
 
 def read_heads(run: Path, missing: list[str]) -> dict[str, Any] | None:
@@ -202,7 +262,8 @@ def _interval(row: dict[str, Any]) -> str:
     low, high = row.get("eval/low"), row.get("eval/high")
     if low is None or high is None:
         return f"at step {row['step']}"
-    return f"95 % interval {100 * low:.1f} to {100 * high:.1f}, at step {row['step']}"
+    rows = f" of {row['eval/rows']:.0f} rows" if "eval/rows" in row else ""
+    return f"step {row['step']}; 95 % interval {100 * low:.1f} to {100 * high:.1f}{rows}"
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:

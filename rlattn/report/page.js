@@ -35,6 +35,14 @@ function show(value) {
   return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(+value.toPrecision(4));
 }
 
+// Room for an axis is small: 300k, 4e-5.
+function tick(value) {
+  const size = Math.abs(value);
+  if (size >= 1e6) return `${+(value / 1e6).toPrecision(3)}M`;
+  if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
+  return size && size < 1e-3 ? String(+value.toPrecision(2)) : show(value);
+}
+
 function section(id, title, ...children) {
   if (!children.flat(Infinity).some(Boolean)) return null;
   return el("section", { id, "aria-label": title }, el("h2", {}, title), children);
@@ -59,7 +67,7 @@ function chart(curve) {
   for (const y of [...all.map((p) => p[1]), ...bands.flatMap((b) => [b[1], b[2]])]) { y0 = Math.min(y0, y); y1 = Math.max(y1, y); }
   if (x0 === x1) { x0 -= 1; x1 += 1; }
   if (y0 === 0 && y1 === 0) y1 = 1;
-  else if (y1 - y0 < 1e-9 * Math.max(1, Math.abs(y1))) { const pad = Math.abs(y1) * 0.1 || 1; y0 -= pad; y1 += pad; }
+  else if (y1 - y0 < 1e-3 * Math.abs(y1) || y1 - y0 < 1e-12) { const pad = Math.abs(y1) * 0.1 || 1; y0 -= pad; y1 += pad; }
   else { const pad = (y1 - y0) * 0.06; y0 = y0 >= 0 && y0 - pad < 0 ? 0 : y0 - pad; y1 += pad; }
   const X = (x) => L + ((x - x0) / (x1 - x0)) * (W - L - R), Y = (y) => H - B - ((y - y0) / (y1 - y0)) * (H - T - B);
   const path = (points) => points.map((p, i) => `${i ? "L" : "M"}${X(p[0]).toFixed(1)} ${Y(p[1]).toFixed(1)}`).join("");
@@ -67,9 +75,9 @@ function chart(curve) {
   const svg = el("svg", { viewBox: `0 0 ${W} ${H}`, tabindex: 0, role: "img",
     "aria-label": `${curve.title}, ${curve.x || "step"} ${xs[0]} to ${xs[xs.length - 1]}. Arrow keys read values.` });
   for (const y of ticks(y0, y1, 4))
-    svg.append(el("line", { class: "grid", x1: L, x2: W - R, y1: Y(y), y2: Y(y) }), el("text", { class: "tick", x: L - 5, y: Y(y) + 3, "text-anchor": "end" }, show(y)));
+    svg.append(el("line", { class: "grid", x1: L, x2: W - R, y1: Y(y), y2: Y(y) }), el("text", { class: "tick", x: L - 5, y: Y(y) + 3, "text-anchor": "end" }, tick(y)));
   for (const x of ticks(x0, x1, 5).filter((at) => curve.x || Number.isInteger(at)))
-    svg.append(el("text", { class: "tick", x: X(x), y: H - 5, "text-anchor": "middle" }, show(x)));
+    svg.append(el("text", { class: "tick", x: X(x), y: H - 5, "text-anchor": "middle" }, tick(x)));
   series.forEach((one, i) => {
     const color = `var(--s${i % 6})`;
     if (one.band) {
@@ -111,24 +119,28 @@ function chart(curve) {
   });
   read(at, false);
   return el("figure", {}, el("h3", {}, visible(curve.title)), svg, readout,
-    series.length > 1 ? el("div", {}, series.map((one, i) => key(i, one.name))) : null,
+    series.length > 1 ? el("div", {}, series.map((one, i) => key(i, one.name, one.about))) : null,
     el("figcaption", {}, visible(curve.about || "")));
 }
 
-function key(i, name) {
+function key(i, name, about) {
   const swatch = el("i");
   swatch.style.background = `var(--s${i % 6})`;
-  return el("small", { class: "key" }, swatch, visible(name));
+  return el("small", { class: about ? "key told" : "key" }, swatch, el("span", {}, visible(name)), about ? [": ", ...visible(about)] : null);
 }
 
 function short(series, i) {
-  const parts = series[i].name.split("/");
-  return parts.length > 2 ? parts[1] : parts[parts.length - 1];
+  const names = series.map((one) => { const parts = one.name.split("/"); return parts.length > 2 ? parts[1] : parts[parts.length - 1]; });
+  return names.filter((name) => name === names[i]).length > 1 ? series[i].name : names[i];
 }
 
+// A single curve that never moves is a line of text.
 function charts(name) {
   const found = (data.curves || []).filter((curve) => curve.section === name && curve.series.some((one) => one.points.length));
-  return found.length ? el("div", { class: "charts" }, found.map(chart)) : null;
+  const still = (curve) => name !== "Learning" && curve.series.length === 1 && curve.series[0].points.every((p) => p[1] === curve.series[0].points[0][1]);
+  const constants = found.filter(still).map((curve) => `${curve.title} ${show(curve.series[0].points[0][1])}${curve.unit ? " " + curve.unit : ""}`);
+  return found.length ? [el("div", { class: "charts" }, found.filter((curve) => !still(curve)).map(chart)),
+    constants.length ? el("p", { class: "soft" }, "The same at every step: ", visible(constants.join(", ")), ".") : null] : null;
 }
 
 // ---- heads ------------------------------------------------------------------------------------------------------
@@ -139,7 +151,7 @@ function heads() {
   const mean = (row) => row.reduce((a, b) => a + b, 0) / row.length;
   const per = { title: "Look-back distance by layer", unit: "tokens", about: "Mean over the heads of each layer that credit reads.",
     series: found.layers.map((layer, l) => ({ name: `layer ${layer}`, points: found.steps.map((s) => [s.step, +mean(s.span[l]).toFixed(3)]) })) };
-  const list = (step, kind) => step[kind].flatMap((row, l) => row.map((share, h) => [share, `${found.layers[l]}.${h}`]))
+  const list = (step, kind) => step[kind].flatMap((row, l) => row.map((share, h) => [share, `L${found.layers[l]}H${h}`]))
     .filter(([share]) => share > 0.5).sort((a, b) => b[0] - a[0]).map(([share, name]) => `${name} (${Math.round(100 * share)} %)`).join(", ") || "none";
   const [first, last] = [found.steps[0], found.steps[found.steps.length - 1]];
   const top = Math.max(...last.span.flat());
@@ -151,7 +163,7 @@ function heads() {
       cell.style.setProperty("--x", `${Math.min(70, (70 * span) / top)}%`);
       return cell;
     }))));
-  return [el("p", { class: "soft" }, "How many tokens each head looks back, on average. L: local, G: global, in more than half of the rollouts; written layer.head below."),
+  return [el("p", { class: "soft" }, "How many tokens each head looks back, on average, without WAAD's window. L: local, G: global, in more than half of the rollouts. L1H2 is head 2 of layer 1; both count from 0."),
     el("div", { class: "charts" }, chart(per),
       [...new Set([first, last])].map((step) => el("figure", {}, el("h3", {}, `Heads at step ${step.step}`), el("div", { class: "scroll" }, grid(step)),
         el("figcaption", {}, el("div", {}, `local: ${list(step, "local")}`), el("div", {}, `global: ${list(step, "global")}`)))))];
@@ -159,6 +171,7 @@ function heads() {
 
 // ---- where credit went ------------------------------------------------------------------------------------------
 
+const ABOUT_CREDIT = "Credit multiplies a token's advantage by a weight read from attention (arXiv 2510.13554). WAAD, windowed average attention distance: how far back local heads look; it jumps where a new chunk begins (preplan tokens). FAI, future attention influence: how much later tokens look back at this one, in global heads; its highest are anchors. The last tokens have no later ones to look back, so no FAI.";
 const TENTHS = 10, OFTEN = 5, MOST = 12, LEAST = 6;
 
 // Weights of the sampled rollouts, by place in the response and by word. Nothing where all tokens weigh the same.
@@ -186,7 +199,7 @@ function credited() {
   const first = Math.min(...late), last = Math.max(...late), when = first === last ? `step ${last}` : `steps ${first} to ${last}`;
   return el("div", { class: "charts" },
     chart({ title: "Weight along the response", x: "at", after: " %", about: "Mean over the sampled rollouts, by how much of the response lies before; 1 is GRPO's equal credit.", series: [...new Set([steps[0], steps[steps.length - 1]])].map(along) }),
-    high.length ? el("figure", {}, el("h3", {}, "Tokens that got most"), el("table", {}, head(), high.map(row)), el("figcaption", {}, `Of those met ${OFTEN} times or more in the rollouts sampled at ${when}.`)) : null,
+    high.length ? el("figure", {}, el("h3", {}, "Tokens that got most"), el("table", {}, head(), high.map(row)), el("figcaption", {}, `Of those met ${OFTEN} times or more in the rollouts sampled at ${when}; all tokens: ${mean(all).toFixed(2)}.`)) : null,
     low.length ? el("figure", {}, el("h3", {}, "Tokens that got least"), el("table", {}, head(), low.map(row))) : null);
 }
 
@@ -194,8 +207,8 @@ function credited() {
 
 const SIGNALS = {
   weight: ["Weight", "what credit multiplied the advantage by", 1],
-  waad: ["WAAD", "how far back local heads look, in tokens"],
-  fai: ["FAI", "how much later tokens look back at it"],
+  waad: ["WAAD", "how far back local heads look, in tokens, counted up to attention.window"],
+  fai: ["FAI", "how much later tokens look back at it, in global heads"],
   entropy: ["Entropy", "how uncertain the policy was, in nats"],
   advantage: ["Advantage", "of the rollout, before its weight", 0],
   logprob: ["Log-prob", "of the token under the policy; strong: unlikely"],
@@ -213,10 +226,11 @@ function tokenView() {
     if (domains[name]) return domains[name];
     const middle = SIGNALS[name][2], found = [];
     for (const r of rollouts) for (const v of r[name] || []) if (v !== null) found.push(middle === undefined ? (name === "logprob" ? -v : v) : Math.abs(v - middle));
-    const sorted = Float64Array.from(found).sort();
-    const high = sorted[Math.floor(0.99 * (sorted.length - 1))] || sorted[sorted.length - 1] || 1;
+    const sorted = Float64Array.from(found).sort(), most = sorted[sorted.length - 1];
+    const high = (name === "weight" ? most : sorted[Math.floor(0.99 * (sorted.length - 1))]) || most || 1;
     return (domains[name] = [middle === undefined ? Math.min(sorted[0] ?? 0, high) : 0, high || 1]);
   };
+  const oneSided = (name) => SIGNALS[name][2] === undefined || !rollouts.some((r) => (r[name] || []).some((v) => v !== null && v < SIGNALS[name][2]));
   const strength = (name, v) => {
     const [low, high] = domain(name), middle = SIGNALS[name][2];
     const size = middle === undefined ? (name === "logprob" ? -v : v) : Math.abs(v - middle);
@@ -262,7 +276,7 @@ function tokenView() {
     slider.setAttribute("aria-valuetext", `step ${step}`);
     stepWord.textContent = `step ${step}`;
     const here = rollouts.filter((r) => r.step === step && (state.filter === "all" || r.right === (state.filter === "right")));
-    picker.replaceChildren(...here.map((r, i) => el("option", { value: i }, `${i + 1} of ${here.length}: rollout ${r.rollout}, group ${r.group}, ${words[r.right ? 0 : 1]}, reward ${show(r.reward)}`)));
+    picker.replaceChildren(...here.map((r, i) => el("option", { value: i }, `${i + 1} of ${here.length}: ${words[r.right ? 0 : 1]}, reward ${show(r.reward)}, rollout ${r.rollout}, group ${r.group}`)));
     state.at = Math.min(state.at, Math.max(0, here.length - 1));
     picker.value = String(state.at);
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(usable[i] === state.signal)));
@@ -274,7 +288,8 @@ function tokenView() {
       return;
     }
     const parts = Object.entries(shown.rewards).map(([name, value]) => `${name} ${show(value)}`).join(", ");
-    head.replaceChildren(el("b", { class: shown.right ? "right" : "wrong" }, words[shown.right ? 0 : 1]), `; reward ${show(shown.reward)} (`, ...visible(parts), `); advantage ${show(shown.mean_advantage)}; ${shown.cut ? "cut here after " : ""}${shown.tokens.length} tokens`);
+    head.replaceChildren(el("b", { class: shown.right ? "right" : "wrong" }, words[shown.right ? 0 : 1]), `; reward ${show(shown.reward)} (`, ...visible(parts), `); advantage ${show(shown.mean_advantage)}; ${shown.cut ? "cut here after " : ""}${shown.tokens.length} tokens`,
+      Math.abs(shown.mean_advantage) < 1e-3 ? el("span", { class: "soft" }, "; no signal: its group was paid alike, so its weights moved nothing") : "");
     prompt.replaceChildren(...visible(shown.prompt));
     const name = state.signal, middle = SIGNALS[name][2], column = shown[name] || [];
     text.replaceChildren(...shown.tokens.map((word, i) => {
@@ -286,8 +301,9 @@ function tokenView() {
       return token;
     }));
     const [low, high] = domain(name);
-    const ends = middle === undefined ? (name === "logprob" ? [show(-low), show(-high)] : [show(low), show(high)]) : [show(middle - high), show(middle + high)];
-    scale.replaceChildren(`${SIGNALS[name][0]}: ${SIGNALS[name][1]}.`, el("span", {}, ends[0], " ", el("span", { class: `ramp ${middle === undefined ? "up" : "two"}` }), " ", ends[1]));
+    const from = middle === undefined ? low : oneSided(name) ? middle : middle - high, to = middle === undefined ? high : middle + high;
+    const ends = name === "logprob" ? [show(-from), show(-to)] : [show(from), show(to)];
+    scale.replaceChildren(`${SIGNALS[name][0]}: ${SIGNALS[name][1]}.`, el("span", {}, ends[0], " ", el("span", { class: `ramp ${oneSided(name) ? "up" : "two"}` }), " ", ends[1]));
   }
   draw();
   const legend = (name, word) => el("span", { class: `token ${name}` }, word);
@@ -295,7 +311,8 @@ function tokenView() {
     el("div", { class: "controls" }, el("label", {}, slider, stepWord), el("label", {}, "show", filter),
       el("label", {}, el("button", { type: "button", onclick: turn(-1), "aria-label": "Previous rollout" }, "‹"), picker, el("button", { type: "button", onclick: turn(1), "aria-label": "Next rollout" }, "›"))),
     el("div", { class: "controls" }, el("div", { class: "buttons", role: "group", "aria-label": "Colour by" }, buttons),
-      rollouts.some((r) => /[1-3]/.test(r.marks)) ? el("label", { class: "marked" }, marks, legend("anchor", "anchor"), legend("preplan", "preplan")) : null),
+      rollouts.some((r) => /[1-3]/.test(r.marks)) ? el("label", { class: "marked" }, marks, "mark", legend("anchor", "anchor"), legend("preplan", "preplan")) : null),
+    el("p", { class: "soft" }, "Rollouts drawn at random from each of these steps, whatever they earned. Anchor: among the highest FAI of its response; preplan: WAAD changes most after it."),
     el("div", {}, scale), head, el("details", {}, el("summary", {}, "Prompt"), prompt), text, detail);
 }
 
@@ -312,20 +329,23 @@ function folded(title, ...children) {
 const tiles = (data.tiles || []).map((tile) => el("div", { class: "tile" }, el("small", {}, tile.label), el("b", {}, visible(tile.value)), el("small", {}, visible(tile.note))));
 const sections = [
   section("warnings", "Failures and warnings",
-    (data.alarms || []).map((alarm) => el("p", { class: "alarm" }, el("b", {}, visible(alarm.found)), " ", visible(alarm.advice))),
+    (data.alarms || []).map((alarm) => el("p", { class: "alarm" }, el("b", {}, visible(alarm.found)), ` First told at step ${alarm.since}. `, visible(alarm.advice))),
+    (data.alarms || []).length ? el("p", { class: "soft" }, "A level is a mean over ten logged steps, the first ten or the last.") : null,
+    (data.failures || []).map((one) => el("details", {}, el("summary", {}, "Reward ", visible(one.reward), `: ${one.count} rollouts, first at step ${one.step}: `, el("b", { class: "wrong" }, visible(one.problem))),
+      el("p", {}, "Each was paid the mean of that reward over the rest of its group. The first completion it failed on:"), el("pre", { class: "box" }, visible(one.completion)))),
     data.kind === "run" && !data.alarms.length ? el("p", {}, "No sign of collapse in what was logged.") : null,
     (data.missing || []).length ? el("ul", { class: "soft" }, data.missing.map((line) => el("li", {}, visible(line)))) : null),
   ...(data.tables || []).map((one, i) => section(`table${i}`, one.title, el("p", { class: "soft" }, visible(one.about)), table(one.columns, one.rows))),
   section("learning", "Learning", charts("Learning") || (data.kind === "run" ? el("p", {}, "Nothing logged yet.") : null)),
-  section("credit", "Credit", credited(), charts("Credit")),
+  section("credit", "Credit", charts("Credit") ? el("p", { class: "soft" }, ABOUT_CREDIT) : null, credited(), charts("Credit")),
   section("effort", "Effort", charts("Effort")),
   section("monitor", "Self-monitor", charts("Self-monitor")),
   section("task", "The task's own numbers", charts("Task")),
   section("heads", "Attention heads", heads()),
   section("tokens", "Tokens", data.tokens ? tokenView() : null),
   section("samples", "Held-out completions", (data.samples || []).map((sample, i) => el("details", i < 2 ? { open: "" } : {},
-    el("summary", {}, `Step ${sample.step}: `, el("b", { class: sample.right ? "right" : "wrong" }, sample.right ? "right" : "wrong")),
-    el("pre", {}, visible(sample.prompt)), el("pre", { class: "box" }, visible(sample.completion)), el("p", {}, "Gold: ", visible(sample.gold))))),
+    el("summary", {}, `Step ${sample.step}: `, el("b", { class: sample.right ? "right" : "wrong" }, sample.right ? "right" : "wrong"), " ", el("span", { class: "soft" }, visible(sample.prompt.trim().replace(/\s+/g, " ").slice(0, 70)))),
+    el("pre", {}, visible(sample.prompt)), el("pre", { class: "box" }, visible(sample.completion)), el("p", {}, "Gold:"), el("pre", {}, visible(sample.gold))))),
   section("rest", "Everything else that was logged", charts("Everything else") ? folded("Curves", charts("Everything else")) : null),
   section("meaning", "What the numbers mean", (data.metrics || []).length ? folded("Every metric: meaning, unit, healthy range", table(["name", "meaning", "unit", "healthy"], data.metrics)) : null),
   section("recipe", "Recipe and environment", data.recipe ? folded("Recipe", el("pre", {}, visible(data.recipe))) : null, data.environment ? folded("Environment", el("pre", {}, visible(data.environment))) : null),
@@ -333,5 +353,6 @@ const sections = [
 page.replaceChildren(
   el("h1", {}, visible(data.name)),
   el("nav", { "aria-label": "Sections" }, sections.map((one) => el("a", { href: `#${one.id}` }, one.getAttribute("aria-label")))),
+  (data.setup || []).length ? el("p", { class: "setup" }, data.setup.map(([label, value]) => el("span", {}, el("small", {}, label, " "), visible(value)))) : "",
   el("div", { class: "tiles" }, tiles), ...sections);
 document.documentElement.dataset.ready = "yes";
