@@ -135,9 +135,8 @@ def silent_groups(rewards_BK: Tensor, weights_K: Tensor, group_size: int) -> flo
 
     TRL's `frac_reward_zero_std` looks at the batch under `decoupled`, and takes rounding for a spread.
     """
-    grouped_NGK = rewards_BK[:, weights_K.to(rewards_BK.device) != 0].view(
-        len(rewards_BK) // group_size, group_size, -1
-    )
+    weighed_BK = rewards_BK[:, weights_K.to(rewards_BK.device) != 0]
+    grouped_NGK = weighed_BK.view(len(rewards_BK) // group_size, group_size, weighed_BK.shape[1])
     first_N1K = grouped_NGK[:, :1]
     differ_NGK = (grouped_NGK - first_N1K).abs() > 1e-6 * (1 + first_N1K.abs())
     return 1.0 - differ_NGK.flatten(1).any(dim=1).float().mean().item()
