@@ -164,6 +164,15 @@ def test_it_tells_which_tokens_got_credit_and_where(browser, tmp_path):
         assert opened.misdeeds == []
 
 
+def test_heads_that_emerged_are_named(browser, tmp_path):
+    run = run_folder(tmp_path)
+    later = {"layers": [1], "span": [[2.0, 9.0]], "local": [[0.0, 1.0]], "global": [[0.2, 1.0]]}
+    append_row(run / "heads.jsonl", {"step": 3, **later})
+    with Opened(browser, write_report(run)) as opened:
+        said = "Emerged since step 2: local L1H1; global none. No longer: local L1H0; global none."
+        assert opened.text("#emerged") == said and opened.misdeeds == []
+
+
 def test_marks_can_be_hidden(opened):
     assert opened.page.locator(".tokens.marked .anchor").count() == 2
     opened.page.locator("#marks").uncheck()

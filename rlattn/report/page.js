@@ -151,8 +151,13 @@ function heads() {
   const mean = (row) => row.reduce((a, b) => a + b, 0) / row.length;
   const per = { title: "Look-back distance by layer", unit: "tokens", about: "Mean over the heads of each layer that credit reads.",
     series: found.layers.map((layer, l) => ({ name: `layer ${layer}`, points: found.steps.map((s) => [s.step, +mean(s.span[l]).toFixed(3)]) })) };
-  const list = (step, kind) => step[kind].flatMap((row, l) => row.map((share, h) => [share, `L${found.layers[l]}H${h}`]))
-    .filter(([share]) => share > 0.5).sort((a, b) => b[0] - a[0]).map(([share, name]) => `${name} (${Math.round(100 * share)} %)`).join(", ") || "none";
+  const members = (step, kind) => step[kind].flatMap((row, l) => row.map((share, h) => [share, `L${found.layers[l]}H${h}`]))
+    .filter(([share]) => share > 0.5).sort((a, b) => b[0] - a[0]);
+  const list = (step, kind) => members(step, kind).map(([share, name]) => `${name} (${Math.round(100 * share)} %)`).join(", ") || "none";
+  const emerged = (kind, from, to) => {
+    const before = new Set(members(from, kind).map(([, name]) => name));
+    return members(to, kind).map(([, name]) => name).filter((name) => !before.has(name)).join(", ") || "none";
+  };
   const [first, last] = [found.steps[0], found.steps[found.steps.length - 1]];
   const top = Math.max(...last.span.flat());
   const grid = (step) => el("table", { "aria-label": `Heads at step ${step.step}` },
@@ -166,7 +171,9 @@ function heads() {
   return [el("p", { class: "soft" }, "How many tokens each head looks back, on average, without WAAD's window. L: local, G: global, in more than half of the rollouts. L1H2 is head 2 of layer 1; both count from 0."),
     el("div", { class: "charts" }, chart(per),
       [...new Set([first, last])].map((step) => el("figure", {}, el("h3", {}, `Heads at step ${step.step}`), el("div", { class: "scroll" }, grid(step)),
-        el("figcaption", {}, el("div", {}, `local: ${list(step, "local")}`), el("div", {}, `global: ${list(step, "global")}`)))))];
+        el("figcaption", {}, el("div", {}, `local: ${list(step, "local")}`), el("div", {}, `global: ${list(step, "global")}`))))),
+    first === last ? null : el("p", { id: "emerged" }, `Emerged since step ${first.step}: local ${emerged("local", first, last)}; global ${emerged("global", first, last)}. `,
+      `No longer: local ${emerged("local", last, first)}; global ${emerged("global", last, first)}.`)];
 }
 
 // ---- where credit went ------------------------------------------------------------------------------------------
