@@ -232,11 +232,14 @@ def compare(
     """Overlay runs: curves, a final table with intervals over seeds, and what their recipes differ in."""
     from rlattn.report import page
     from rlattn.report.compare import compare as compare_runs
+    from rlattn.report.compare import is_comparison
     from rlattn.report.terminal import printable, show_tables
     from rlattn.tracking import write_text
 
     if not out.absolute().parent.is_dir() or out.is_dir():
         raise UserError("--out", f"{out} cannot be written.", "Name a file in a folder that exists.")
+    if out.exists() and not is_comparison(out):
+        raise UserError("--out", f"{out} is there and no earlier comparison.", "Name a new file.")
     try:
         found = compare_runs(runs)
         write_text(out, page(found))

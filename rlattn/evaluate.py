@@ -21,6 +21,8 @@ from rlattn.tasks.safe_metrics import SafeMetrics
 from rlattn.trainer import AttentionGRPOTrainer
 from rlattn.types import Messages
 
+LARGEST_COLUMN = 100_000  # characters of a row's column in samples.jsonl
+
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
@@ -165,13 +167,15 @@ def score_greedy(
 
 
 def storable(row: Row) -> Row:
-    """What JSON can hold of a task's row, so that `rlattn score` can read it back."""
+    """What JSON can hold of a task's row, so that `rlattn score` can read it back; numpy's values as plain ones."""
     kept = {}
     for name, value in row.items():
         try:
-            kept[name] = json.loads(json.dumps(value, allow_nan=False))
-        except (TypeError, ValueError, RecursionError):  # an image, bytes, a date
+            text = json.dumps(value, allow_nan=False, default=lambda other: other.tolist())
+        except (TypeError, ValueError, AttributeError, RecursionError):  # an image, bytes, a date
             continue
+        if len(text) <= LARGEST_COLUMN:
+            kept[name] = json.loads(text)
     return kept
 
 

@@ -9,11 +9,14 @@ from typing import Any
 
 from rlattn.errors import UserError
 from rlattn.plugins import build_rewards, build_task
+from rlattn.progress import visible
 from rlattn.recipe import Recipe
 from rlattn.rewards import Reward, score_safely
 from rlattn.rewards.worker import ScoreWorker
 from rlattn.rows import check_row
 from rlattn.types import Rollout
+
+SAMPLE = {"step", "prompt", "completion", "gold", "score", "row"}  # a line of a run's samples.jsonl
 
 
 def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
@@ -33,7 +36,10 @@ def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
         prompt = line.get("prompt", "")
         if not isinstance(prompt, str):
             check_row(line, f"line {number}")
-        row = line["row"] if isinstance(line.get("row"), dict) else line
+        row = line["row"] if isinstance(line.get("row"), dict) and line.keys() <= SAMPLE else line
+        if row is line and line.keys() >= SAMPLE - {"row"}:
+            fix = "Samples of a new run hold them; elsewhere add the task's columns to each line."
+            raise UserError(f"{completions}, line {number}", "a sample without the task's row.", fix)
         rollout = Rollout(
             prompt=prompt,
             prompt_text=prompt if isinstance(prompt, str) else "\n".join(str(m.get("content", "")) for m in prompt),
@@ -86,7 +92,7 @@ def summary_lines(scored: list[dict[str, Any]], shown: int = 10) -> list[str]:
     }
     lines += [label.ljust(8) + "".join(cell.rjust(width) for cell in cells) for label, cells in statistics.items()]
     first_failures = {name: problem for row in reversed(scored) for name, problem in row["failed"].items()}
-    return lines + [f"'{name}' fails first with: {problem}" for name, problem in first_failures.items()]
+    return lines + [f"'{name}' fails first with: {visible(problem)}" for name, problem in first_failures.items()]
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:

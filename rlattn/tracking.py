@@ -191,12 +191,13 @@ def read_rows(path: Path, damaged: list[int] | None = None) -> Iterator[dict[str
 def token_files(run: Path) -> list[tuple[int, Path]]:
     """(step, file) of every token file, in order."""
     found = [(re.fullmatch(r"step-(\d{1,12})\.parquet", path.name), path) for path in (run / "tokens").glob("*")]
-    return sorted((int(match[1]), path) for match, path in found if match)
+    return sorted((int(match[1]), path) for match, path in found if match and not path.is_fifo())
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
+    file = run / "summary.json"
     try:
-        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None  # no pipe, no device
     except (OSError, ValueError, RecursionError):
         return None
     return summary if isinstance(summary, dict) else None
@@ -217,8 +218,12 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all: written beside and renamed."""
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _commit() -> str | None:

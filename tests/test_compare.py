@@ -1,6 +1,7 @@
 """`rlattn compare`: which runs are one setting, what their recipes differ in, intervals over seeds."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from rlattn.errors import UserError
 from rlattn.recipe import load_recipe
 from rlattn.report import page
 from rlattn.report.compare import compare, interval
+from rlattn.report.metrics import describe_metric
 from rlattn.tracking import append_row
 
 
@@ -77,6 +79,54 @@ def test_a_comparison_of_many_long_runs_stays_small(tmp_path):
     assert len(page(compare([tmp_path / f"{i}" for i in range(12)]))) < 6e6
 
 
+def test_recipes_of_another_machine_are_compared_and_numbers_count_as_numbers(tmp_path):
+    runs = []
+    for name, temperature in (("a", "1"), ("b", "1.0")):
+        run = run_folder(tmp_path / name, 0.5, f"seed={len(runs)}", "policy={path: Qwen/Qwen3-0.6B}")
+        recipe = (run / "recipe.yaml").read_text()
+        recipe = re.sub(r"temperature: .*", f"temperature: {temperature}", recipe)
+        (run / "recipe.yaml").write_text(recipe.replace("Qwen/Qwen3-0.6B", "/nowhere/model"))
+        runs.append(run)
+    found = compare(runs)
+    assert [line for line in found["missing"] if "recipe" in line] == []
+    assert found["tables"][1]["title"] == "Over seeds" and [row[0] for row in found["tables"][-1]["rows"]] == ["seed"]
+
+
+def test_what_stopped_early_is_said_and_what_fewer_runs_have_is_counted(runs):
+    append_row(runs[0] / "metrics.jsonl", {"step": 40, "task/lies": 0.5})
+    append_row(runs[1] / "metrics.jsonl", {"step": 9, "reward": 1.0})
+    found = compare(runs)
+    assert "a/1: its end is step 9 of 40." in found["missing"]
+    assert not any("a/0: its end" in line for line in found["missing"])
+    assert interval([0.5, None, 0.7], 100, 1, " %") == "60.0 ± 127.1 % (n = 2)"
+
+
+def test_every_chart_of_a_comparison_has_its_own_meaning(runs):
+    names = ("self_monitor/safe", "self_monitor/own_safe", "completions/clipped_ratio", "completions/duplicates")
+    append_row(runs[0] / "metrics.jsonl", {"step": 2, **dict.fromkeys(names, 0.5)})
+    charts = {chart["title"]: chart for chart in compare(runs)["curves"]}
+    for name in names:
+        assert charts[name]["about"].startswith(describe_metric(name).meaning)
+
+
+def test_only_a_comparison_is_replaced(runs, tmp_path, capsys):
+    out = str(runs[0] / "metrics.jsonl")
+    with pytest.raises(SystemExit) as end:
+        main(["compare", *map(str, runs), "--out", out])
+    assert end.value.code == 2 and "no earlier comparison" in capsys.readouterr().err
+    for _ in range(2):
+        with pytest.raises(SystemExit) as end:
+            main(["compare", *map(str, runs), "--out", str(tmp_path / "c.html")])
+        assert end.value.code == 0
+
+
+def test_a_runs_name_is_no_escape_sequence(runs, tmp_path, capsys):
+    red = runs.pop().rename(tmp_path / "red\x1b[31m")
+    with pytest.raises(SystemExit):
+        main(["compare", str(red), *map(str, runs), "--out", str(tmp_path / "c.html")])
+    assert "\x1b[31m" not in capsys.readouterr().out
+
+
 def test_intervals_are_students():
     assert interval([0.859, 0.848, 0.867, 0.867, 0.875], 100, 1) == "86.3 ± 1.3"
     assert interval([0.5, None], 1, 1) == "–"
@@ -99,7 +149,7 @@ def test_a_damaged_run_is_compared_as_far_as_it_goes(runs, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "a/1: metrics.jsonl: lines that cannot be read are left out (4)." in told
     assert "a/1: metrics.jsonl: what is no finite number is left out (reward)." in told
-    assert "b/0: recipe.yaml is missing, damaged or of another version; it is not compared." in told
+    assert "b/0: its recipe is not compared: recipe.yaml: not readable as YAML" in told
     assert "b/0: no step can be read." in told
     assert "0.600 ± 1.271" in told and "credit.kind" not in told
     assert "b/0: no step can be read." in (tmp_path / "c.html").read_text()

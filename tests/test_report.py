@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import os
 import shutil
 
 import pyarrow as pa
@@ -174,6 +175,23 @@ def damage_old(run):
     (run / "summary.json").write_text('{"seconds": "long", "supervised_control": 3}')
 
 
+def damage_pipes(run):
+    for name in ("recipe.yaml", "summary.json", "tokens/step-000009.parquet"):
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+
+
+def damage_links(run):
+    (run / "recipe.yaml").unlink()
+    (run / "recipe.yaml").symlink_to("/etc/passwd")
+    (run / "environment.json").unlink()
+    (run / "environment.json").symlink_to("/dev/zero")
+
+
+def damage_names(run):
+    append_row(run / "metrics.jsonl", {"step": 3, "x" * 3_000_000: 1.0})
+
+
 def damage_heads(run):
     (run / "heads.jsonl").write_text('{"step": 1, "layers": [1], "span": [[1]], "local": 3, "global": []}\n')
 
@@ -191,6 +209,9 @@ def damage_heads(run):
         (damage_foreign, "left out (step-4.parquet: ValueError, step-5.parquet: "),
         (damage_flipped, "step-000002.parquet: OSError"),
         (damage_old, "tokens/"),
+        (damage_pipes, "Nothing to be read in recipe.yaml."),
+        (damage_links, "Nothing to be read in recipe.yaml."),
+        (damage_names, "metrics.jsonl: names of more than 200 characters are left out (1)."),
         (damage_heads, "Nothing to be read in heads.jsonl."),
     ],
 )
@@ -200,7 +221,21 @@ def test_a_damaged_folder_gives_a_report_of_what_is_there(tmp_path, damage, said
     damage(run)
     data = read_run(run)
     assert any(said in line for line in data["missing"])
-    assert write_report(run).is_file()
+    text = write_report(run).read_text()
+    assert len(text) < 1e6 and "root:" not in text
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path):
+    run = run_folder(tmp_path)
+    (run / "report.html").mkdir()
+    with pytest.raises(OSError, match="report"):
+        write_report(run)
+    assert not list(run.glob(".*partial"))
+
+
+def test_a_runs_name_cannot_turn_the_title_around(tmp_path):
+    (tmp_path / "a\u202eb").mkdir()
+    assert "<title>aU+202Eb - rlattn</title>" in page(read_run(run_folder(tmp_path / "a\u202eb")))
 
 
 def test_thinned_curves_keep_their_extremes():
@@ -265,9 +300,13 @@ def test_a_fall_of_held_out_accuracy_is_told_and_chance_is_not():
     after = [{"step": step, "reward": 1.0 * step} for step in range(1, 101)]
     after[59] |= {"eval/accuracy": 0.580, "eval/low": 0.52}
     (found,) = find_alarms(enough_for_alarms([before, *after]))
-    assert found.name == "held-out accuracy" and "from 64.4 % to 58.0 %" in found.found
-    after[79] |= {"eval/accuracy": 0.6, "eval/low": 0.54}
+    assert found.name == "held-out accuracy" and "from 64.4 % (step 0) to 58.0 %" in found.found
+    after[79] |= {"eval/accuracy": 0.6, "eval/low": 0.54, "eval/high": 0.66}
     assert find_alarms([before, *after]) == find_alarms([before]) == []
+    after[79] |= {"eval/accuracy": 0.95, "eval/low": 0.9, "eval/high": 0.98}
+    after[89] |= {"eval/accuracy": 0.7, "eval/low": 0.6, "eval/high": 0.8}  # above the first, far below the best
+    (found,) = find_alarms([before, *after])
+    assert "from 95.0 % (step 80) to 70.0 %" in found.found
 
 
 def test_a_drifted_monitor_is_told():

@@ -154,7 +154,7 @@ def test_it_tells_which_tokens_got_credit_and_where(browser, tmp_path):
     with Opened(browser, write_report(run)) as opened:
         tables = opened.page.locator("#credit table")
         assert tables.first.locator("tr").all_inner_texts()[1:] == [
-            "4\t1.63\t12", "=\t1.20\t6", "so\t1.00\t6", "!\t1.00\t5",
+            "␣4\t1.63\t12", "␣=\t1.20\t6", "so\t1.00\t6", "␣!\t1.00\t5",
         ]  # fmt: skip
         chart = opened.page.locator("#credit figure").first
         chart.locator("svg").press("Home")
@@ -162,6 +162,27 @@ def test_it_tells_which_tokens_got_credit_and_where(browser, tmp_path):
         chart.locator("svg").press("ArrowRight")
         assert chart.locator(".readout").inner_text() == "at 25 %: 1.5"
         assert opened.misdeeds == []
+
+
+def test_tokens_without_ink_are_spelled_and_faded_weights_are_not_ranked(browser, tmp_path):
+    run = run_folder(tmp_path)
+    words, faded = ["\n\n", " ", "\t", "so"], {"weight": [1.0] * 4}
+    weighed = [rollout(i, text=words) | {"weight": [1.5, 1.4, 1.3, 1.0]} for i in range(5)]
+    write_tokens(run / "tokens/step-000001.parquet", weighed)
+    for step in (2, 3, 4, 5):  # a schedule has let them fade
+        write_tokens(run / f"tokens/step-00000{step}.parquet", [rollout(i, text=words) | faded for i in range(5)])
+    with Opened(browser, write_report(run)) as opened:
+        rows = opened.page.locator("#credit table").first.locator("tr").all_inner_texts()
+        assert rows[1:] == ["↵↵\t1.50\t5", "␣\t1.40\t5", "⇥\t1.30\t5", "so\t1.00\t5"]
+        assert opened.misdeeds == []
+
+
+def test_names_that_turn_text_around_are_codes_everywhere(browser, tmp_path):
+    run = run_folder(tmp_path)
+    append_row(run / "metrics.jsonl", {"step": 3, "rewards/\u202eab/mean": 1.0, "rewards/c/mean": 0.0})
+    with Opened(browser, write_report(run)) as opened:
+        assert "\u202e" not in opened.page.evaluate("document.documentElement.outerHTML.replace(/<script[^]*/, '')")
+        assert "U+202Eab = 1" in opened.text("#learning")
 
 
 def test_heads_that_emerged_are_named(browser, tmp_path):
@@ -214,10 +235,12 @@ def test_a_comparison_opens_and_overlays_the_runs(browser, tmp_path):
         run_folder(run)
         append_row(run / "metrics.jsonl", {"step": 3, "reward": 0.9})
     write_text(tmp_path / "compare.html", page(compare(runs)))
+    append_row(runs[0] / "metrics.jsonl", {"step": 4, "reward": 0.7})
+    write_text(tmp_path / "compare.html", page(compare(runs)))
     with Opened(browser, tmp_path / "compare.html", width=390) as found:
         chart = found.page.locator("figure", has=found.page.get_by_role("heading", name="reward", exact=True))
         assert chart.locator("path.curve").count() == 2
-        assert chart.locator(".readout").inner_text() == "step 3: a = 0.9 · b = 0.9"
+        assert chart.locator(".readout").inner_text() == "step 4: a = 0.7 · b ≈ 0.9"
         assert found.page.evaluate("document.documentElement.scrollWidth") <= 390
         assert found.misdeeds == []
 

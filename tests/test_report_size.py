@@ -58,6 +58,18 @@ def test_5000_steps_and_500_rollouts_are_small_and_all_there(tmp_path):
     assert any("500 of the 504 rollouts of 63 of 63 logged steps, 0 of them cut" in line for line in data["missing"])
 
 
+def test_thousands_of_metrics_rewards_and_endless_tokens_stay_small(tmp_path):
+    names = [f"task/m{i}" for i in range(2000)]
+    rows = (json.dumps({"step": step, **{name: math.sin(step) for name in names}}) for step in range(600))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
+    one = rollout(0, 400)
+    one |= {"token": ["x" * 5000 + str(i) for i in range(400)], "rewards": {f"r{i}": 1.0 for i in range(900)}}
+    write_tokens(tmp_path / "tokens/step-000001.parquet", [one])
+    data = read_run(tmp_path)
+    assert len(page(data).encode()) < MAILED
+    assert len(data["tokens"]["rollouts"][0]["rewards"]) == 50
+
+
 def test_one_rollout_a_step_gives_as_many_rollouts(tmp_path):
     linked(tmp_path, range(900), [rollout(0, 20)])
     tokens = read_run(tmp_path)["tokens"]

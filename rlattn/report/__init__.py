@@ -7,6 +7,7 @@ script and that style run, whatever a policy wrote into its completions.
 import base64
 import hashlib
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -50,4 +51,6 @@ def _hash(text: str) -> str:
 
 
 def _storable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+    """For the title, which a browser shows as it is: characters that hide or turn text around as codes."""
+    shown = (f"U+{ord(c):04X}" if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
+    return "".join(shown).encode("utf-8", "replace").decode()

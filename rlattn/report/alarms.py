@@ -1,7 +1,7 @@
 """Signs of collapse in a run's metrics, each with what to do about it. Pure: rows of metrics.jsonl in, findings out.
 
 Levels are means over the last WINDOW logged steps, changes compare them with the first WINDOW; nothing is said before
-there are enough of both. Held-out accuracy is compared with the interval of the first evaluation.
+there are enough of both. Held-out accuracy is compared with the intervals of the first and of the best evaluation.
 """
 
 from bisect import bisect_left
@@ -52,10 +52,13 @@ def _held_out(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     evaluated = [row for row in rows if values([row], ACCURACY)]
     if len(evaluated) < 2 or not (low := values(evaluated[:1], "eval/low")):
         return []
-    before, now = evaluated[0][ACCURACY], evaluated[-1][ACCURACY]
-    if now >= low[0]:
+    best = max(evaluated, key=lambda row: row[ACCURACY])
+    now, high = evaluated[-1][ACCURACY], sum(values(evaluated[-1:], "eval/high"))
+    # the best of many is the luckiest: then the intervals must not meet
+    before = evaluated[0] if now < low[0] else best if high < sum(values([best], "eval/low")) else None
+    if before is None:
         return []
-    text = f"Held-out accuracy fell from {100 * before:.1f} % to {100 * now:.1f} %."
+    text = f"Held-out accuracy fell from {100 * before[ACCURACY]:.1f} % (step {before['step']}) to {100 * now:.1f} %."
     advice = (
         "If a reward rises meanwhile, it pays for something else; if none does, lower learning_rate. "
         "resume.keep_best keeps the best checkpoint."

@@ -3,18 +3,21 @@
 Runs whose recipes differ in their seeds alone (and where they are stored) are one setting.
 """
 
+import json
 import math
 import re
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rlattn.errors import UserError
-from rlattn.recipe import load_recipe
-from rlattn.report.data import HIDDEN, curves
+from rlattn.errors import UserError, describe
+from rlattn.recipe import parse_recipe
+from rlattn.report.data import HIDDEN, caption, curves
 from rlattn.report.logs import read_metrics
+from rlattn.report.metrics import describe_metric
 from rlattn.report.thin import POINTS
 from rlattn.tracking import holds_run, read_summary
+from rlattn.yaml_text import parse_yaml
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond them, the next lower one is a little too wide.
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 14: 2.145, 29: 2.045}
@@ -46,9 +49,12 @@ def compare(runs: list[Path]) -> dict[str, Any]:
         rows[name] = read_metrics(run, lost)
         recipes[name] = flat_recipe(run, lost)
         missing += [f"{name}: {line}" for line in [*lost, *([] if rows[name] else ["no step can be read."])]]
+        done, asked = max((row["step"] for row in rows[name]), default=0), recipes[name].get("trainer.max_steps")
+        if isinstance(asked, int | float) and 0 < done < asked:
+            missing.append(f"{name}: its end is step {done} of {asked:.0f}.")
     keys = {key for recipe in recipes.values() for key in recipe}
     known = [recipe for recipe in recipes.values() if recipe]
-    different = sorted(key for key in keys if len({str(recipe.get(key)) for recipe in known}) > 1)
+    different = sorted(key for key in keys if any(recipe.get(key) != known[0].get(key) for recipe in known))
     finals = {name: final(run, rows[name]) for name, run in zip(names, runs)}
     tables = [
         {
@@ -84,13 +90,23 @@ def compare(runs: list[Path]) -> dict[str, Any]:
             "title": "Recipe differences",
             "about": "Every key in which the runs differ, apart from where they are stored and followed."
             if different
-            else "The recipes ask for the same.",
+            else "The recipes that can be read ask for the same."
+            if len(known) > 1
+            else "Fewer than two recipes can be read.",
             "columns": ["key", *names],
-            "rows": [[key, *(str(recipes[name].get(key, "–")) for name in names)] for key in different],
+            "rows": [[key, *(as_written(recipes[name].get(key, "–")) for name in names)] for key in different],
         }
     )
     name = f"{len(runs)} runs compared"
     return {"kind": "compare", "name": name, "missing": missing, "tables": tables, "curves": overlay(rows)}
+
+
+def is_comparison(file: Path) -> bool:
+    """Whether a file is a page that `rlattn compare` wrote: nothing else is ever replaced."""
+    try:
+        return file.is_file() and '"kind":"compare"' in file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def labels(runs: list[Path]) -> list[str]:
@@ -111,12 +127,19 @@ def labels(runs: list[Path]) -> list[str]:
 
 def flat_recipe(run: Path, missing: list[str]) -> dict[str, Any]:
     """Dotted key -> value of what a run was asked to train; empty where its recipe is damaged, which `missing` says."""
-    try:
-        recipe = load_recipe(run / "recipe.yaml")
-    except (UserError, OSError):
-        missing.append("recipe.yaml is missing, damaged or of another version; it is not compared.")
+    try:  # its paths may be another machine's
+        recipe = parse_recipe(parse_yaml((run / "recipe.yaml").read_text(encoding="utf-8"), "recipe.yaml"))
+    except UserError as error:
+        missing.append(f"its recipe is not compared: {error}")
         return {}
-    plain = recipe.model_dump(mode="json", exclude={"output_dir", "tracking", "resume", "name"})
+    except (OSError, UnicodeDecodeError) as error:
+        missing.append(f"its recipe is not compared: {describe(error)}.")
+        return {}
+    # 1 and 1.0 ask for the same
+    plain = json.loads(
+        json.dumps(recipe.model_dump(mode="json", exclude={"output_dir", "tracking", "resume", "name"})),
+        parse_int=float,
+    )
     flat: dict[str, Any] = {}
 
     def walk(value: Any, prefix: str) -> None:
@@ -145,7 +168,7 @@ def final(run: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
         steps,
         percent(before.get("eval/accuracy")),
         percent(accuracy),
-        f"{percent(low)} to {percent(high)}",
+        "–" if low is None or high is None else f"{percent(low)} to {percent(high)}",
         "–" if reward is None else f"{reward:.3f}",
         "–" if tokens is None else f"{tokens:.0f}",
         f"{fmean(seconds):.2f}" if seconds else "–",
@@ -157,8 +180,8 @@ def settings_of(names: list[str], recipes: dict[str, dict[str, Any]]) -> list[li
     """The runs that differ in their seeds alone, together; one whose recipe cannot be read stands alone."""
     settings: dict[str, list[str]] = {}
     for name in names:
-        recipe = sorted((key, value) for key, value in recipes[name].items() if key not in SEEDS)
-        settings.setdefault(str(recipe) if recipe else name, []).append(name)
+        recipe = {key: value for key, value in recipes[name].items() if key not in SEEDS}
+        settings.setdefault(json.dumps(recipe, sort_keys=True) if recipe else name, []).append(name)
     return list(settings.values())
 
 
@@ -214,7 +237,12 @@ def interval(values: list[float | None], scale: float, digits: int, unit: str = 
         return "–"
     free = len(found) - 1
     half = T95[max(known for known in T95 if known <= free)] * stdev(found) / math.sqrt(len(found))
-    return f"{fmean(found):.{digits}f} ± {half:.{digits}f}{unit}"
+    of_fewer = f" (n = {len(found)})" if len(found) < len(values) else ""
+    return f"{fmean(found):.{digits}f} ± {half:.{digits}f}{unit}{of_fewer}"
+
+
+def as_written(value: Any) -> str:
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def percent(value: float | None) -> str:
@@ -232,9 +260,11 @@ def overlay(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
             for one in chart["series"]:
                 first = one["name"] in FIRST or re.fullmatch(r"rewards/\w+/mean", one["name"])
                 section = "Learning" if first else "Everything else"
+                known = describe_metric(one["name"])
+                told = {"unit": known.unit if known else "", "about": caption(one["name"])}
                 target = charts.setdefault(
-                    one["name"], {**chart, "title": one["name"], "section": section, "series": []}
+                    one["name"], {**chart, **told, "title": one["name"], "section": section, "series": []}
                 )
-                target["series"].append({"name": name, "points": one["points"]})
+                target["series"].append({"name": name, "label": name, "points": one["points"]})
     order = {key: place for place, key in enumerate(FIRST)}
     return sorted(charts.values(), key=lambda chart: order.get(chart["title"], len(order)))

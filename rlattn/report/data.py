@@ -18,6 +18,7 @@ from rlattn.yaml_text import parse_yaml
 SERIES = 8  # of a chart
 SAMPLES, TEXT = 30, 6000  # held-out completions, and bytes of each text
 HEAD_VALUES = 200_000  # of all heads and steps
+MOST_POINTS = 300_000  # of all curves: a few megabytes
 
 # (section, title, metrics.jsonl names); a curve that a run did not log is left out
 CURVES = (
@@ -154,6 +155,7 @@ def tiles(rows: list[dict[str, Any]], summary: dict[str, Any], recipe: str) -> l
 def curves(rows: list[dict[str, Any]], points: int = POINTS) -> list[dict[str, Any]]:
     """Charts in order: {section, title, unit, about, series: [{name, points, band}]}, each of so many points."""
     keys = sorted({key for row in rows for key in row} - HIDDEN)
+    points = max(20, min(points, MOST_POINTS // max(1, len(keys))))
     left = dict.fromkeys(keys)
     charts = []
     for section, title, patterns in CURVES:
@@ -289,7 +291,11 @@ def _from_recipe(recipe: str, key: str) -> str:
 
 
 def _text_of(file: Path) -> str:
+    """Of a plain file of the run's own: a link may lead anywhere, and a report is shared."""
     try:
-        return file.read_text(encoding="utf-8", errors="replace")[:200_000]
+        if not file.is_file() or file.resolve().parent != file.parent.resolve():
+            return ""
+        with file.open(encoding="utf-8", errors="replace") as text:
+            return text.read(200_000)
     except OSError:
         return ""

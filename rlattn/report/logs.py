@@ -7,6 +7,7 @@ from typing import Any
 from rlattn.tracking import read_rows
 
 NAMED = 5  # damaged lines, keys; the others are counted
+LONGEST_NAME = 200
 
 
 def read_log(file: Path, missing: list[str]) -> list[dict[str, Any]]:
@@ -25,10 +26,16 @@ def read_log(file: Path, missing: list[str]) -> list[dict[str, Any]]:
 def read_metrics(run: Path, missing: list[str]) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl by step, their finite numbers only."""
     rows = read_log(run / "metrics.jsonl", missing)
-    odd = {key for row in rows for key, value in row.items() if value is not None and number(value) is None}
+    odd = {k[:LONGEST_NAME] for row in rows for k, v in row.items() if v is not None and number(v) is None}
     if odd:
         missing.append(f"metrics.jsonl: what is no finite number is left out ({named(sorted(odd))}).")
-    return [{intern(key): value for key, value in row.items() if number(value) is not None} for row in rows]
+    long = {key for row in rows for key in row if len(key) > LONGEST_NAME}
+    if long:
+        missing.append(f"metrics.jsonl: names of more than {LONGEST_NAME} characters are left out ({len(long)}).")
+    return [
+        {intern(key): value for key, value in row.items() if number(value) is not None and key not in long}
+        for row in rows
+    ]
 
 
 def number(value: Any) -> float | None:

@@ -28,6 +28,15 @@ function visible(text) {
   return [...nodes, plain].filter((node) => node !== "");
 }
 
+function plain(text) {
+  return visible(text).map((node) => node.textContent ?? node).join("");
+}
+
+// A token's text; what has no ink is spelled.
+function spelled(text) {
+  return visible(text === "" ? "·" : /^\s+$/.test(text) ? text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣") : text.replace(/^ /, "␣"));
+}
+
 function show(value) {
   if (value === null || value === undefined) return "–";
   if (value === 0) return "0";
@@ -73,7 +82,7 @@ function chart(curve) {
   const path = (points) => points.map((p, i) => `${i ? "L" : "M"}${X(p[0]).toFixed(1)} ${Y(p[1]).toFixed(1)}`).join("");
   const cursor = el("g", {}), readout = el("div", { class: "readout", "aria-live": "polite" });
   const svg = el("svg", { viewBox: `0 0 ${W} ${H}`, tabindex: 0, role: "img",
-    "aria-label": `${curve.title}, ${curve.x || "step"} ${xs[0]} to ${xs[xs.length - 1]}. Arrow keys read values.` });
+    "aria-label": `${plain(curve.title)}, ${curve.x || "step"} ${xs[0]} to ${xs[xs.length - 1]}. Arrow keys read values.` });
   for (const y of ticks(y0, y1, 4))
     svg.append(el("line", { class: "grid", x1: L, x2: W - R, y1: Y(y), y2: Y(y) }), el("text", { class: "tick", x: L - 5, y: Y(y) + 3, "text-anchor": "end" }, tick(y)));
   for (const x of ticks(x0, x1, 5).filter((at) => curve.x || Number.isInteger(at)))
@@ -103,7 +112,10 @@ function chart(curve) {
     const x = xs[at], parts = [];
     cursor.replaceChildren();
     if (moved) cursor.append(el("line", { class: "cursor", x1: X(x), x2: X(x), y1: T, y2: H - B }));
-    values.forEach((value, i) => { if (value.has(x)) parts.push(series.length > 1 ? `${short(series, i)} = ${show(value.get(x))}` : show(value.get(x))); });
+    values.forEach((value, i) => {
+      const exact = value.has(x), y = exact ? value.get(x) : nearest(series[i].points, x);
+      if (y !== null) parts.push(series.length > 1 ? `${plain(short(series, i))} ${exact ? "=" : "≈"} ${show(y)}` : show(y));
+    });
     readout.textContent = `${curve.x || "step"} ${x}${curve.after || ""}: ${parts.join(" · ")}${curve.unit && series.length === 1 ? " " + curve.unit : ""}`;
   };
   svg.addEventListener("pointermove", (event) => {
@@ -123,14 +135,22 @@ function chart(curve) {
     el("figcaption", {}, visible(curve.about || "")));
 }
 
+// Of a curve that was thinned: the value of its nearest point, unless its points lie further apart than that.
+function nearest(points, x) {
+  let best = points[0];
+  for (const p of points) if (Math.abs(p[0] - x) < Math.abs(best[0] - x)) best = p;
+  const apart = (points[points.length - 1][0] - points[0][0]) / Math.max(1, points.length - 1);
+  return Math.abs(best[0] - x) <= apart ? best[1] : null;
+}
+
 function key(i, name, about) {
-  const swatch = el("i");
+  const swatch = el("i", { class: i >= 6 ? "dashed" : null });
   swatch.style.background = `var(--s${i % 6})`;
   return el("small", { class: about ? "key told" : "key" }, swatch, el("span", {}, visible(name)), about ? [": ", ...visible(about)] : null);
 }
 
 function short(series, i) {
-  const names = series.map((one) => { const parts = one.name.split("/"); return parts.length > 2 ? parts[1] : parts[parts.length - 1]; });
+  const names = series.map((one) => { if (one.label) return one.label; const parts = one.name.split("/"); return parts.length > 2 ? parts[1] : parts[parts.length - 1]; });
   return names.filter((name) => name === names[i]).length > 1 ? series[i].name : names[i];
 }
 
@@ -186,26 +206,29 @@ function credited() {
   const { rollouts, vocabulary } = data.tokens || { rollouts: [] };
   const steps = [...new Set(rollouts.map((r) => r.step))];
   const own = (r) => r.tokens.map((word, i) => [word, r.weight?.[i], i]).filter(([, weight, i]) => typeof weight === "number" && !(+r.marks[i] & 4));
-  const all = rollouts.flatMap((r) => own(r).map(([, weight]) => weight));
-  if (!all.some((weight) => weight !== all[0])) return null;
+  const differ = (chosen) => { const found = chosen.flatMap((r) => own(r).map(([, weight]) => weight)); return found.some((weight) => weight !== found[0]); };
+  if (!differ(rollouts)) return null;
   const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
   const along = (step) => {
     const tenths = Array.from({ length: TENTHS }, () => []);
-    for (const r of rollouts) if (r.step === step) for (const [, weight, i] of own(r)) tenths[Math.floor((TENTHS * i) / r.tokens.length)].push(weight);
+    for (const r of rollouts) if (r.step === step && !r.cut) for (const [, weight, i] of own(r)) tenths[Math.floor((TENTHS * i) / r.tokens.length)].push(weight);
     return { name: `step ${step}`, points: tenths.map((found, i) => [(100 * (i + 0.5)) / TENTHS, found]).filter(([, found]) => found.length).map(([x, found]) => [x, +mean(found).toFixed(4)]) };
   };
-  const late = new Set(steps.slice(-Math.ceil(steps.length / 4))), words = new Map();
+  // the last quarter of the steps in which weights differ: a schedule may have let them fade
+  const weighed = steps.filter((step) => differ(rollouts.filter((r) => r.step === step)));
+  const late = new Set(weighed.slice(-Math.ceil(weighed.length / 4))), words = new Map();
+  const all = rollouts.filter((r) => late.has(r.step)).flatMap((r) => own(r).map(([, weight]) => weight));
   for (const r of rollouts) if (late.has(r.step)) for (const [word, weight] of own(r)) {
     const found = words.get(word) || { total: 0, times: 0 };
     words.set(word, { total: found.total + weight, times: found.times + 1 });
   }
   const ranked = [...words].filter(([, found]) => found.times >= OFTEN).map(([word, found]) => [word, found.total / found.times, found.times]).sort((a, b) => b[1] - a[1]);
   const [high, low] = [ranked.slice(0, MOST), ranked.slice(Math.max(MOST, ranked.length - LEAST))];
-  const row = ([word, weight, count]) => el("tr", {}, el("td", {}, el("code", {}, visible(vocabulary[word]))), el("td", {}, weight.toFixed(2)), el("td", {}, String(count)));
+  const row = ([word, weight, count]) => el("tr", {}, el("td", {}, el("code", {}, spelled(vocabulary[word]))), el("td", {}, weight.toFixed(2)), el("td", {}, String(count)));
   const head = () => el("tr", {}, el("th", {}, "token"), el("th", {}, "mean weight"), el("th", {}, "times"));
   const first = Math.min(...late), last = Math.max(...late), when = first === last ? `step ${last}` : `steps ${first} to ${last}`;
   return el("div", { class: "charts" },
-    chart({ title: "Weight along the response", x: "at", after: " %", about: "Mean over the sampled rollouts, by how much of the response lies before; 1 is GRPO's equal credit.", series: [...new Set([steps[0], steps[steps.length - 1]])].map(along) }),
+    chart({ title: "Weight along the response", x: "at", after: " %", about: "Mean over the sampled rollouts, by how much of the response lies before; 1 is GRPO's equal credit.", series: [...new Set([weighed[0], weighed[weighed.length - 1]])].map(along) }),
     high.length ? el("figure", {}, el("h3", {}, "Tokens that got most"), el("table", {}, head(), high.map(row)), el("figcaption", {}, `Of those met ${OFTEN} times or more in the rollouts sampled at ${when}; all tokens: ${mean(all).toFixed(2)}.`)) : null,
     low.length ? el("figure", {}, el("h3", {}, "Tokens that got least"), el("table", {}, head(), low.map(row))) : null);
 }

@@ -15,7 +15,7 @@ def show_tables(tables: list[dict[str, Any]]) -> None:
             continue
         table = Table(box=None, pad_edge=False)
         for column in one["columns"]:
-            table.add_column(Text(column), overflow="fold")
+            table.add_column(Text(printable(column)), overflow="fold")
         for row in one["rows"]:
             table.add_row(*(Text(printable(cell)) for cell in row))
         console.print(table)

@@ -10,6 +10,7 @@ from rlattn.tracking import token_files
 ROLLOUTS, TOKENS, LONGEST = 500, 240_000, 4000  # of a report; the rest stays in the files
 STEPS = 60  # share a report where more were logged
 PROMPTS, PROMPT = 1_500_000, 20_000  # bytes of all prompts, of one
+TOKEN, REWARDS = 400, 50  # bytes of a token's text; rewards
 READ = 2**20  # bytes of a column that are held at a time, however large its row group
 DECIMALS = {"weight": 3, "waad": 2, "fai": 4, "entropy": 3, "advantage": 3, "logprob": 3}
 
@@ -88,7 +89,8 @@ def _read_file(
 def _empty(part: Any, number: int) -> dict[str, Any]:
     names = part.schema.names
     head = part.slice(0, 1).to_pylist()[0]
-    rewards = {name.removeprefix("reward/"): head[name] for name in names if name.startswith("reward/")}
+    columns = [name for name in names if name.startswith("reward/")][:REWARDS]
+    rewards = {name.removeprefix("reward/"): head[name] for name in columns}
     return {
         "rollout": int(number),
         "group": _rounded([head.get("group")], 0)[0],
@@ -105,7 +107,8 @@ def _empty(part: Any, number: int) -> dict[str, Any]:
 def _extend(rollout: dict[str, Any], part: Any, vocabulary: dict[str, int]) -> int:
     """Adds tokens to a rollout; how many. A mark is 1 for an anchor, 2 for a preplan token, 4 for a tool's token."""
     columns = part.to_pydict()
-    rollout["tokens"] += [vocabulary.setdefault(str(token or ""), len(vocabulary)) for token in columns["token"]]
+    texts = [shortened(str(token or ""), TOKEN) for token in columns["token"]]
+    rollout["tokens"] += [vocabulary.setdefault(text, len(vocabulary)) for text in texts]
     for name, decimals in DECIMALS.items():
         if name in rollout:
             rollout[name] += _rounded(columns[name], decimals)
