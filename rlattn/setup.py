@@ -30,6 +30,7 @@ from rlattn.rules import check_built, check_installed, check_layers, check_recip
 from rlattn.tasks import DialogueTask, Task, WarmStartable
 from rlattn.token_log import TokenLog
 from rlattn.trainer import COMBINE, AttentionGRPOTrainer
+from rlattn.wandb_account import check_wandb
 
 PROMPTS_MEASURED = 1000  # measuring every prompt of a huge data set would take longer than it is worth
 
@@ -51,6 +52,8 @@ def prepare(recipe: Recipe) -> Setup:
     for warning in check_recipe(recipe, world_size()):
         say(f"warning: {warning}")
     check_installed(recipe)
+    if is_main() and "wandb" in recipe.tracking.report_to:
+        check_wandb(os.environ, Path.home())
     check_generation(recipe)
     check_backend(recipe)
     task, rewards = build_task(recipe), build_rewards(recipe)

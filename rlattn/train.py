@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from rlattn.callbacks import Alarms, HeldOutEvaluation, MetricsFile, Progress
 from rlattn.checkpoints import checkpoint_step, checkpoints, problem
 from rlattn.closing import finish
-from rlattn.errors import UserError
+from rlattn.errors import UserError, describe
 from rlattn.live import LiveTable
 from rlattn.phases import Phases
 from rlattn.progress import duration
@@ -98,6 +98,11 @@ def _train(recipe: Recipe, watchdog: Watchdog) -> None:
         if is_main():
             say(f"\nwhat was logged so far: {write_report(recipe.run_dir)}")
         raise
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb"):
+            raise
+        fix = "Mend it, or set WANDB_MODE=offline: `wandb sync` uploads the run later."
+        raise UserError("tracking.report_to", f"wandb: {describe(error)}.", fix) from None
     finally:
         if isinstance(shown, LiveTable):
             shown.live.stop()  # whatever happened, the terminal gets its cursor back

@@ -5,12 +5,14 @@ puts them together again under the id.
 """
 
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rlattn.errors import UserError
 from rlattn.ranks import say
 from rlattn.recipe import Recipe
 from rlattn.report import page
@@ -25,7 +27,10 @@ def wandb_environment(run_dir: Path) -> dict[str, str]:
     file = run_dir / ID_FILE
     if not file.is_file():
         write_text(file, secrets.token_hex(4))
-    return {"WANDB_RUN_ID": file.read_text(encoding="utf-8").strip(), "WANDB_RESUME": "allow"}
+    run_id = file.read_text(encoding="utf-8", errors="replace").strip()
+    if not re.fullmatch(r"[\w-]{1,64}", run_id):
+        raise UserError(str(file), "holds no W&B run id.", "Remove it: the run then goes on as a new W&B run.")
+    return {"WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
 
 
 class WandbRun(TrainerCallback):
