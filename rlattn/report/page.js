@@ -336,13 +336,14 @@ function tokenView() {
     scale.replaceChildren(`${SIGNALS[name][0]}: ${SIGNALS[name][1]}.`, el("span", {}, ends[0], " ", el("span", { class: `ramp ${oneSided(name) ? "up" : "two"}` }), " ", ends[1]));
   }
   draw();
+  const marked = rollouts.some((r) => /[1-3]/.test(r.marks));
   const legend = (name, word) => el("span", { class: `token ${name}` }, word);
   return el("div", { class: "box" },
     el("div", { class: "controls" }, el("label", {}, slider, stepWord), el("label", {}, "show", filter),
       el("label", {}, el("button", { type: "button", onclick: turn(-1), "aria-label": "Previous rollout" }, "‹"), picker, el("button", { type: "button", onclick: turn(1), "aria-label": "Next rollout" }, "›"))),
     el("div", { class: "controls" }, el("div", { class: "buttons", role: "group", "aria-label": "Colour by" }, buttons),
-      rollouts.some((r) => /[1-3]/.test(r.marks)) ? el("label", { class: "marked" }, marks, "mark", legend("anchor", "anchor"), legend("preplan", "preplan")) : null),
-    el("p", { class: "soft" }, "Rollouts drawn at random from each of these steps, whatever they earned. Anchor: among the highest FAI of its response; preplan: WAAD changes most after it."),
+      marked ? el("label", { class: "marked" }, marks, "mark", legend("anchor", "anchor"), legend("preplan", "preplan")) : null),
+    el("p", { class: "soft" }, "Rollouts drawn at random from each of these steps, whatever they earned.", marked ? " Anchor: among the highest FAI of its response; preplan: WAAD changes most after it." : ""),
     el("div", {}, scale), head, el("details", {}, el("summary", {}, "Prompt"), prompt), text, detail);
 }
 
