@@ -19,6 +19,12 @@ CAPITAL = Choice(question="What is the capital of France?", options=("Lyon", "Pa
             "choices": {"text": ["Lyon", "Paris", "Nice"], "label": ["1", "2", "3"]},
             "answerKey": "2",
         },
+        {
+            "question": CAPITAL.question,
+            "choices": {"text": ["Lyon", "Paris", "Nice"], "label": ["1", "2", "3"]},
+            "answer": 2,
+        },
+        {"question": None, "prompt": CAPITAL.question, "choices": ["Lyon", "Paris", "Nice"], "answer": 1},
     ],
 )
 def test_rows_of_the_usual_shapes(row):
@@ -34,7 +40,12 @@ def test_rows_of_the_usual_shapes(row):
         ({"choices": ["Paris"]}, "2 to 10 options"),
         ({"choices": "Paris"}, "2 to 10 options"),
         ({"question": " "}, "its question is empty"),
-        ({"question": None}, "no column 'question'"),
+        ({"question": None}, "its question is empty"),
+        ({"answer": None}, "its answer is empty"),
+        ({"choices": {"text": None, "label": None}}, "lists of one length"),
+        ({"choices": {"text": 5, "label": 3}}, "lists of one length"),
+        ({"choices": {"text": ["Lyon", "Paris"], "label": None}}, "lists of one length"),
+        ({"choices": {"text": ["Lyon", "Paris"], "label": ["A"]}}, "lists of one length"),
     ],
 )
 def test_rows_that_are_no_questions(change, problem):

@@ -46,7 +46,7 @@ class Choice:
 
 def parse_choice(row: Mapping[str, Any], where: str) -> Choice:
     """A row of a multiple-choice set: `question`, `choices` (a list, letters to texts, or `text` and `label` lists),
-    `answer` (a letter, the option's text, or its index from 0).
+    `answer` (a label or letter, else the index from 0, else the option's text).
 
     Raises:
         UserError: a column is missing, or the answer is none of the options.
@@ -54,7 +54,11 @@ def parse_choice(row: Mapping[str, Any], where: str) -> Choice:
     question, options, answer = (_column(row, names, where) for names in (QUESTION, OPTIONS, ANSWER))
     labels: list[str] = list(LETTERS)
     if isinstance(options, Mapping) and {"text", "label"} <= options.keys():
-        labels, options = [str(label) for label in options["label"]], list(options["text"])
+        texts, named = options["text"], options["label"]
+        if not isinstance(texts, list) or not isinstance(named, list) or len(texts) != len(named):
+            problem = "expected `text` and `label` of its options to be lists of one length."
+            raise UserError(where, problem, "Fill or remove the row.")
+        labels, options = [str(label) for label in named], texts
     elif isinstance(options, Mapping):
         labels, options = [str(label) for label in options], list(options.values())
     if not isinstance(question, str) or not question.strip():
@@ -62,10 +66,10 @@ def parse_choice(row: Mapping[str, Any], where: str) -> Choice:
     if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
         raise UserError(where, f"expected 2 to {len(LETTERS)} options in a list.", "Fill or remove the row.")
     texts = [str(option) for option in options]
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
-        right = answer
-    elif str(answer) in labels[: len(texts)]:
+    if str(answer) in labels[: len(texts)]:  # before an index: labels may be numbers from 1
         right = labels.index(str(answer))
+    elif isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
+        right = answer
     elif texts.count(str(answer)) == 1:
         right = texts.index(str(answer))
     else:
@@ -133,7 +137,10 @@ def share(flags: Any) -> dict[str, float] | None:
 
 
 def _column(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
-    found = next((row[name] for name in names if name in row), None)
-    if found is None:
+    there = [name for name in names if name in row]
+    if not there:
         raise UserError(where, f"has no column '{names[0]}'.", did_you_mean(names[0], row))
+    found = next((row[name] for name in there if row[name] is not None), None)
+    if found is None:
+        raise UserError(where, f"its {there[0]} is empty (null).", "Fill or remove the row.")
     return found
