@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from rlattn.evaluation.statistics import (
     bootstrap_interval,
+    gain_interval,
     jaccard,
     mcnemar_exact,
+    mean_interval,
     paired_difference,
     pass_at_k,
     share_interval,
@@ -88,6 +90,23 @@ def test_a_share_interval_is_wilsons_where_problems_are_right_or_wrong():
     low, high = share_interval([0.0, 0.5, 1.0, 0.5])
     assert 0 <= low < 0.5 < high <= 1
     assert share_interval([1.0] * 30)[0] < 0.9  # 30 of 30 is not certainty
+
+
+def test_what_is_all_the_same_has_no_interval_of_no_width():
+    assert mean_interval([81.0]) == mean_interval([81.0, 81.0]) == (None, None)
+    assert mean_interval([80.0, 82.0]) == bootstrap_interval([80.0, 82.0])
+
+
+def test_gains_that_are_all_equal_are_told_as_pairs():
+    assert gain_interval([0.0] * 4) == paired_difference(0, 0, 4)[1:]
+    assert gain_interval([1.0] * 4) == paired_difference(4, 0, 4)[1:]
+    assert gain_interval([-1.0] * 4) == paired_difference(0, 4, 4)[1:]
+    low, high = gain_interval([0.5] * 4)  # as two of four pairs
+    assert (low, high) == paired_difference(2, 0, 4)[1:]
+    assert low < 0.5 < high
+    low, high = gain_interval([2 / 3 - 1 / 3, 1 - 2 / 3])  # equal but for rounding
+    assert high - low > 0.1
+    assert gain_interval([0.5, 0.0]) == bootstrap_interval([0.5, 0.0])
 
 
 def test_jaccard():

@@ -1,13 +1,15 @@
 """From answers to figures: shares with intervals, the effort curve, the paired comparison. No model, no files."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rlattn.evaluation.statistics import (
-    bootstrap_interval,
+    gain_interval,
     mcnemar_exact,
+    mean_interval,
     paired_difference,
     pass_at_k,
     share_interval,
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
 def figures(answers: "Sequence[Answer]", ks: Sequence[int]) -> dict[str, Any]:
     """Everything that is told about one model.
 
-    Every figure is a mean over problems, of `value`, `low` and `high` (95 %). A row asked at several efforts counts as
-    one problem. `pass@k` is unbiased; `metrics` are the task's own; `efforts` is empty where there are none.
+    Every figure is a mean over problems, of `value`, `low` and `high` (95 %, None where unknown). A row asked at
+    several efforts counts as one problem. `pass@k` is unbiased; `metrics` are the task's own, over the answers where
+    they are finite numbers; `efforts` is empty where there are none.
     """
     problems = _by_row(answers)
     efforts = sorted({answer.item.effort for answer in answers if answer.item.effort is not None})
@@ -45,7 +48,9 @@ def comparison(first: "Sequence[Answer]", second: "Sequence[Answer]") -> dict[st
     ones = [_solved(problem, 1) for problem in _by_row(first)]
     others = [_solved(problem, 1) for problem in _by_row(second)]
     gains = [one - other for one, other in zip(ones, others, strict=True)]
-    found: dict[str, Any] = {"problems": len(gains), "difference": _bootstrapped(gains)}
+    low, high = gain_interval(gains)
+    difference = {"value": fmean(gains), "low": low, "high": high, "count": len(gains)}
+    found: dict[str, Any] = {"problems": len(gains), "difference": difference}
     if len(first) == len(ones):
         only_first, only_second = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
         value, low, high = paired_difference(only_first, only_second, len(gains))
@@ -74,7 +79,8 @@ def _solved(problem: "Sequence[Answer]", k: int) -> float:
 
 def _measured(problems: "Sequence[Sequence[Answer]]", name: str) -> list[float]:
     """The metric's mean in every problem that has it."""
-    found = [[answer.measured[name] for answer in problem if name in answer.measured] for problem in problems]
+    found = [[answer.measured.get(name, math.nan) for answer in problem] for problem in problems]
+    found = [[value for value in values if math.isfinite(value)] for values in found]
     return [fmean(values) for values in found if values]
 
 
@@ -88,14 +94,14 @@ def _at_effort(answers: "Sequence[Answer]", effort: float, ks: Sequence[int]) ->
     }
 
 
-def _paired(first: "Sequence[Answer]", second: "Sequence[Answer]", name: str) -> Mapping[str, float] | None:
+def _paired(first: "Sequence[Answer]", second: "Sequence[Answer]", name: str) -> Mapping[str, float | None] | None:
     """The metric's mean difference over the problems where both have it."""
     gains = []
     for one, other in zip(_by_row(first), _by_row(second), strict=True):
         mine, theirs = _measured([one], name), _measured([other], name)
         if mine and theirs:
             gains.append(mine[0] - theirs[0])
-    return _bootstrapped(gains) if gains else None
+    return mean_figure(gains) if gains else None
 
 
 def _share(values: Sequence[float]) -> dict[str, float]:
@@ -103,11 +109,12 @@ def _share(values: Sequence[float]) -> dict[str, float]:
     return {"value": fmean(values), "low": low, "high": high}
 
 
-def _bootstrapped(values: Sequence[float]) -> dict[str, float]:
-    low, high = bootstrap_interval(values)
-    return {"value": fmean(values), "low": low, "high": high, "count": len(values)}
+def mean_figure(values: Sequence[float]) -> dict[str, float | None]:
+    """A mean, its interval (None where unknown) and of how many; of nothing, None too."""
+    low, high = mean_interval(values)
+    return {"value": fmean(values) if values else None, "low": low, "high": high, "count": len(values)}
 
 
-def _mean(values: Sequence[float]) -> dict[str, float]:
+def _mean(values: Sequence[float]) -> dict[str, float | None]:
     is_share = bool(values) and set(values) <= {0.0, 1.0}
-    return {**_share(values), "count": len(values)} if is_share else _bootstrapped(values)
+    return {**_share(values), "count": len(values)} if is_share else mean_figure(values)

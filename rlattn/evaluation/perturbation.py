@@ -9,11 +9,11 @@ token is the likeliest other one that does not end the response.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from rlattn.evaluation.figures import mean_figure
 from rlattn.evaluation.flips import share
-from rlattn.evaluation.statistics import bootstrap_interval, jaccard
+from rlattn.evaluation.statistics import jaccard
 
 if TYPE_CHECKING:
     from rlattn.evaluation.answers import Loaded
@@ -76,11 +76,11 @@ def summary(trials: Sequence[Trial], skipped: int) -> dict[str, Any]:
         "trials": len(trials),
         "responses too short": skipped,
         "metrics": {
-            "overlap after a change at high FAI": _mean([trial.overlap_high for trial in trials]),
-            "overlap after a change at low FAI": _mean([trial.overlap_low for trial in trials]),
-            "high minus low": _mean(gaps),
-            "place of high (0 first, 1 last)": _mean([trial.high / trial.tokens for trial in trials]),
-            "place of low": _mean([trial.low / trial.tokens for trial in trials]),
+            "overlap after a change at high FAI": mean_figure([trial.overlap_high for trial in trials]),
+            "overlap after a change at low FAI": mean_figure([trial.overlap_low for trial in trials]),
+            "high minus low": mean_figure(gaps),
+            "place of high (0 first, 1 last)": mean_figure([trial.high / trial.tokens for trial in trials]),
+            "place of low": mean_figure([trial.low / trial.tokens for trial in trials]),
         },
         "lower at high FAI": share(gap < 0 for gap in gaps),
         "the same": share(gap == 0 for gap in gaps),
@@ -144,8 +144,3 @@ def perturb(loaded: "Loaded", completions: Sequence[list[int]], prompts: Sequenc
             )
         )
     return trials
-
-
-def _mean(values: Sequence[float]) -> dict[str, float]:
-    low, high = bootstrap_interval(values)
-    return {"value": fmean(values), "low": low, "high": high, "count": len(values)}

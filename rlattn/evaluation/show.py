@@ -1,6 +1,8 @@
 """What an evaluation says: a table on the terminal, what to do next, eval.json. Names and texts are never markup."""
 
 import json
+import math
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,19 @@ def write_report(folder: Path, report: dict[str, Any]) -> Path:
     """Writes eval.json, whole or not at all."""
     file = folder / EVALUATION
     versions = {package: version(package) for package in PACKAGES}
-    write_text(file, json.dumps({**report, "versions": versions}, indent=1) + "\n")
+    write_text(file, json.dumps(storable({**report, "versions": versions}), indent=1, allow_nan=False) + "\n")
     return file
+
+
+def storable(value: Any) -> Any:
+    """What JSON can hold of a value: null for a number that is not finite, text for what JSON does not know."""
+    if isinstance(value, Mapping):
+        return {str(name): storable(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
 
 
 def show(report: dict[str, Any], folder: Path) -> None:
@@ -101,6 +114,10 @@ def _comparison_lines(report: dict[str, Any]) -> list[str]:
 
 def _text(found: dict[str, Any], *, share: bool) -> str:
     value, low, high = (found[name] for name in ("value", "low", "high"))
+    if value is None:
+        return "–"
+    if low is None:
+        return f"{100 * value:.1f} %" if share else f"{value:.4g}"
     if share:
         return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
     return f"{value:.4g} ({low:.4g} to {high:.4g})"

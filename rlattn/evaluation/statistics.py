@@ -53,6 +53,31 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 
     return means[cut], means[resamples - 1 - cut]
 
 
+def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float] | tuple[None, None]:
+    """95 % bootstrap interval of the mean of what has no bounds; unknown where all are equal, as of one value alone:
+    nothing then tells how far another would lie.
+    """
+    return bootstrap_interval(values, seed) if _differ(values) else (None, None)
+
+
+def gain_interval(gains: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of differences of two shares in [0, 1], one a problem: a bootstrap over problems.
+
+    Gains that are all equal have no spread to draw from. Then it is `paired_difference`'s of as many pairs with the
+    same mean, whose discordant ones, if any, are all on one side: gains of one sign and that mean spread no more.
+    """
+    if _differ(gains):
+        return bootstrap_interval(gains, seed)
+    total = sum(gains)
+    _, low, high = paired_difference(max(total, 0), max(-total, 0), len(gains))
+    return low, high
+
+
+def _differ(values: Sequence[float]) -> bool:
+    """Whether values differ by more than rounding: 2/3 - 1/3 is not quite 1 - 2/3."""
+    return bool(values) and not math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
+
+
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Two-sided p of McNemar's exact test: of the pairs that differ, were as many better as worse? (McNemar 1947)
 
@@ -65,7 +90,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def paired_difference(only_first: int, only_second: int, pairs: int, z: float = Z95) -> tuple[float, float, float]:
+def paired_difference(only_first: float, only_second: float, pairs: int, z: float = Z95) -> tuple[float, float, float]:
     """Share of the first minus the second over the same items, and its 95 % interval.
 
     The interval adds half a pair to each of the four cells, and so holds for few pairs too (Agresti and Min 2005).
