@@ -6,12 +6,14 @@ from pathlib import Path
 
 from rlattn.checkpoints import newest_sound, problem
 from rlattn.errors import UserError
+from rlattn.hub import go_offline_if_unreachable
 from rlattn.inspection.inputs import check_model_path
 from rlattn.paths import expanded, is_there
 from rlattn.recipe import TINY_POLICY
 from rlattn.tracking import is_run
 
 EVALUATION, SAMPLES = "eval.json", "eval-samples.jsonl"  # what an evaluation's folder holds
+REFUSED = "eval-samples.refused.jsonl"  # the answers of one that was refused in the middle; its folder can be had again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +39,18 @@ class Subject:
 
 
 def find_subject(model: str, option: str) -> Subject:
-    """The model behind a name. Raises UserError that names `option` where there is none."""
+    """The model behind a name. Raises UserError that names `option` where there is none.
+
+    Of a hub id only whether the hub answers is looked at: its clients read that once, when they are imported.
+    """
     folder = expanded(model)
     if model == TINY_POLICY:
         return Subject(name=model, path=model)
-    if is_there(folder) and is_run(folder):
+    if model.strip() and is_there(folder) and is_run(folder):
         return _of_run(model, folder, option)
     check_model_path(model, option)
     if not folder.is_dir():
+        go_offline_if_unreachable()
         return Subject(name=model, path=model)
     if (folder / "manifest.json").is_file() and (damage := problem(folder, hashes=False)):
         raise UserError(option, f"{model} is damaged: {damage}.", "Name another checkpoint.")
@@ -65,6 +71,14 @@ def _of_run(model: str, run: Path, option: str) -> Subject:
     return Subject(name=model, path=str(newest), run=run.absolute(), note=note)
 
 
+def check_length(path: str | Path, option: str) -> None:
+    """Raises UserError where a path cannot even be looked for: a name longer than the file system allows."""
+    try:
+        expanded(path).exists()
+    except OSError as error:
+        raise UserError(option, f"no file or folder '{path}': {error.strerror}.", "Give another name.") from None
+
+
 def out_folder(out: Path | None, subject: Subject) -> Path:
     """A new folder for what is written, not made yet: `out`, or one beside the model.
 
@@ -82,7 +96,7 @@ def out_folder(out: Path | None, subject: Subject) -> Path:
         while out.exists():  # never over an earlier evaluation
             number += 1
             out = wanted.with_name(f"{wanted.name}-{number}")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(inside.name != REFUSED for inside in out.iterdir())):
         held = "holds an evaluation" if (out / EVALUATION).is_file() else "is not an empty folder"
         raise UserError("--out", f"{out} {held}.", "Name a new folder.")
     parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())

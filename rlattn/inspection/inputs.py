@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+LOADABLE = ("config.json", "adapter_config.json", "environment.json")  # a folder with one of them can be named
+ALIKE = 0.75  # from here on a bare name is a typo of a folder's rather than a hub id
 RESPONSE_COLUMNS = ("response", "completion")
 
 
@@ -88,14 +93,21 @@ def _text(row: Mapping[str, Any], where: str) -> Text:
 
 def check_model_path(model: str, option: str = "--model") -> None:
     """Raises UserError where `model` is neither a model's folder nor anything that could be a hub id."""
+    if not model.strip():
+        raise UserError(option, "its name is empty.", "Expected a model's folder or a hub id.")
     if model == TINY_POLICY:
         raise UserError(option, f"{TINY_POLICY} is made in a run.", "Name its folder, such as runs/quickstart/model.")
     folder = expanded(model)
     if not is_there(folder):
-        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        in_folder = is_there(folder.parent) and folder.parent.is_dir()
+        siblings = [entry.name for entry in folder.parent.iterdir()] if in_folder else []
         local = folder.parent != Path() and bool(siblings)  # a typo in a path rather than a hub id
-        if local or not is_hub_id(model):
+        if local or not _may_be_hub_id(model):
             raise UserError(option, f"no folder '{model}'.", did_you_mean(folder.name, siblings) if local else "")
+        near = get_close_matches(model, filter(_is_loadable, siblings), n=1, cutoff=ALIKE) if "/" not in model else []
+        if near:
+            fix = f"Did you mean '{near[0]}'? A model of the hub's is named with its owner, OWNER/{model}."
+            raise UserError(option, f"no folder '{model}'.", fix)
         return
     if not folder.is_dir():
         raise UserError(option, f"{model} is a file.", "Expected a model's folder or a hub id.")
@@ -106,6 +118,37 @@ def check_model_path(model: str, option: str = "--model") -> None:
         raise UserError(option, f"{model} has no config.json.", fix)
     if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
         raise UserError(option, f"{model} has no tokenizer.", f"Save it there: tokenizer.save_pretrained('{model}').")
+
+
+def _may_be_hub_id(model: str) -> bool:
+    try:
+        return is_hub_id(model)
+    except OSError:  # longer than any file's name, and than any hub id
+        return False
+
+
+def _is_loadable(folder: str) -> bool:
+    return any((Path(folder) / file).is_file() for file in LOADABLE)
+
+
+def check_weights(model: str, option: str = "--model") -> None:
+    """Raises UserError where a local folder lacks weights or holds a torn safetensors file. Reads their headers."""
+    from safetensors import safe_open
+
+    folder = expanded(model)
+    if not folder.is_dir():
+        return
+    if not any(found for pattern in WEIGHT_FILES for found in folder.glob(pattern)):
+        raise UserError(option, f"{model} has no weights.", "Name a folder saved by save_pretrained.")
+    file = folder / "model.safetensors.index.json"
+    try:
+        parts = json.loads(file.read_text(encoding="utf-8"))["weight_map"].values() if file.is_file() else ()
+        for file in sorted({*folder.glob("*.safetensors"), *(folder / part for part in parts)}):
+            with safe_open(file, framework="pt"):
+                pass
+    except Exception as error:
+        problem = f"{model} holds no loadable weights: {file.name}: {describe(error)[:200]}."
+        raise UserError(option, problem, "Copy or save it anew.") from None
 
 
 def make_folder(output: Path) -> None:
