@@ -199,6 +199,10 @@ def broken(tmp_path_factory):
     (root / "empty.jsonl").write_text("")
     (root / "column.jsonl").write_text('{"question": "1 + 1?", "answer": 2}\n')
     (root / "ok.jsonl").write_text('{"prompt": "1 + 1?", "answer": 2}\n')
+    save_tokenizer(save_model(root / "torn"))
+    weights = root / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    save_tokenizer(save_model(root / "short", max_position_embeddings=12), "{{ messages[0]['content'] }}")
     (root / "thesis").mkdir()
     (root / "thesis" / "chapter.tex").write_text("precious")
     return root
@@ -223,6 +227,17 @@ MISTAKES = [
     (("R/less", "--samples", "2", "--temperature", "0"), ("--temperature", "same answer")),
     (("R/less", "--against", "R/other"), ("--against", "another task", "task.strange", "--task")),
     (("R/less", "--against", "R/none"), ("--against", "no folder")),
+    (("R/less", "--against", "B/torn"), ("--against", "no loadable weights", "model.safetensors")),
+    (("R/less", "--against", "B/short"), ("exceed the context of", "/short, 12 tokens")),
+    (("R/less", "--against", "nobody/nonesuch"), ("--against", "'nobody/nonesuch'", "network")),
+    (("R/less", "--against", ""), ("--against", "name is empty")),
+    (("",), ("MODEL", "name is empty")),
+    (("torm",), ("MODEL", "Did you mean 'torn'?")),
+    ((300 * "x",), ("MODEL", "no folder")),
+    (("R/less", "--data", 300 * "x"), ("--data", "no file or folder")),
+    (("R/less", "--out", 300 * "x"), ("--out", "no file or folder")),
+    (("R/less", "--judge-model", "big"), ("--judge-model", "endpoint")),
+    (("R/less", "--judge-key-env", "KEY"), ("--judge-key-env", "endpoint")),
     (("R/less", "--against", "R/less/model"), ("--against", "the same model")),
     (("R/less", "--out", "B/thesis"), ("--out", "not an empty folder")),
     (("R/less", "--out", "B/ok.jsonl/x"), ("--out", "cannot be made")),

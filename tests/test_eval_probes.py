@@ -239,6 +239,20 @@ MISTAKES = [
     (("R/words", "--probe", "perturbation", "--samples", "2"), ("--probe", "greedily")),
     (("R/words", "--probe", "perturbation"), ("--probe", "no response is long enough")),
     (("R/words/model", "--probe", "self-correction", "--task", "questions_tiny"), ("--probe", "one turn")),
+    (("R/words", "--probe", "self-correction", "policy.prompt_style=plain"), ("--probe", "chat template")),
+    (("R/words", "--probe", "self-correction", "--k", "1"), ("--probe", "--k")),
+    (
+        ("R/liar", "--probe", "deception", "--data", "B/ok.jsonl", "--judge", "nobody/nonesuch"),
+        ("--judge", "'nobody/nonesuch'", "network"),
+    ),
+    (
+        ("R/liar", "--probe", "deception", "--data", "B/ok.jsonl", "--judge", "http://user:PASSWORD@host:1/v1"),
+        ("--judge", "http://host:1/v1", "--judge-key-env"),
+    ),
+    (
+        ("R/liar", "--probe", "deception", "--data", "B/ok.jsonl", "--judge", "R/judge", "--judge-model", "big"),
+        ("--judge-model", "endpoint"),
+    ),
 ]
 
 
@@ -258,3 +272,5 @@ def test_a_mistake_gets_one_line_and_exit_code_2(runs, tmp_path, capsys, argumen
     assert last.startswith("rlattn: ")
     for part in expected:
         assert part in last
+    assert "PASSWORD" not in last
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,6 @@
 """Glue: a model on the disk or the hub answers items, batch by batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,13 +17,14 @@ from rlattn.evaluate import Example
 from rlattn.evaluation.plan import Item, Plan
 from rlattn.evaluation.subjects import Subject
 from rlattn.generation import end_tokens, write_hf
-from rlattn.inspection.inputs import check_decoder_only, load_config, load_tokenizer
+from rlattn.inspection.inputs import check_decoder_only, check_weights, load_config, load_tokenizer
 from rlattn.policy import load_model, make_tiny_policy
 from rlattn.progress import progress
 from rlattn.prompts import chat_or_plain, decode, render_ids
 from rlattn.recipe import TINY_POLICY, Policy
 from rlattn.setup import taught_task
 from rlattn.tasks import DialogueTask, Task
+from rlattn.tasks.safe_metrics import SafeMetrics
 from rlattn.types import Messages
 
 SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
@@ -57,12 +58,13 @@ class Written:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A model that can answer, and how it is asked."""
+class Checked:
+    """A model of which all is sound that can be known without its weights, and how it is asked."""
 
     name: str
     path: str
-    model: PreTrainedModel
+    option: str
+    """What the user named it with, for messages."""
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
     context: int | None
@@ -71,6 +73,13 @@ class Loaded:
     def prompt_ids(self, prompt: str | Messages) -> list[int]:
         """A prompt as a task wrote it, as the model reads it."""
         return list(render_ids(self.tokenizer, chat_or_plain(prompt, self.policy), self.plan.template_kwargs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded(Checked):
+    """A model that can answer."""
+
+    model: PreTrainedModel
 
     def write(
         self, prompt_ids: list[list[int]], *, max_new_tokens: int | None = None, temperature: float = 0.0
@@ -88,17 +97,18 @@ class Loaded:
         )
 
 
-def load(subject: Subject, plan: Plan, option: str) -> Loaded:
-    """Loads a model, once everything that its configuration and tokenizer tell has been checked.
+def check(subject: Subject, plan: Plan, option: str) -> Checked:
+    """Everything that configuration, tokenizer and prompts tell, so that no model answers before all can.
 
     Raises:
-        UserError: it is no decoder-only model, cannot be asked this way, or its context is too short.
+        UserError: it cannot be had, is no decoder-only model, cannot be asked this way, or its context is too short.
     """
     path = subject.path
     if path == TINY_POLICY:
         path = str(_tiny(plan))
     config, tokenizer = load_config(path, option), load_tokenizer(path, option)
     check_decoder_only(path, config, option)
+    check_weights(path, option)
     policy = plan.recipe.policy
     if policy.prompt_style == "chat" and tokenizer.chat_template is None:
         if not plan.own_data:
@@ -107,16 +117,57 @@ def load(subject: Subject, plan: Plan, option: str) -> Loaded:
     if isinstance(plan.task, DialogueTask):
         check_dialogues(plan.task, tokenizer, plan.template_kwargs)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    _check_prompts(subject, plan, tokenizer, policy, context)
-    return Loaded(
-        name=subject.name,
-        path=path,
-        model=load_model(path, option),
-        tokenizer=tokenizer,
-        policy=policy,
-        context=context,
-        plan=plan,
+    checked = Checked(
+        name=subject.name, path=path, option=option, tokenizer=tokenizer, policy=policy, context=context, plan=plan
     )
+    check_prompts(checked, [(f"row {item.index + 1}", item.prompt) for item in plan.items])
+    return checked
+
+
+def check_prompts(checked: Checked, prompts: Iterable[tuple[str, str | Messages]]) -> None:
+    """Every prompt, named for messages, must be one that the chat template takes, and leave room for an answer.
+
+    Raises:
+        UserError: one is not.
+    """
+    longest, limit = 0, checked.plan.max_new_tokens
+    for where, prompt in prompts:
+        if not isinstance(prompt, str) and checked.tokenizer.chat_template is None:
+            problem = f"holds chat messages, and {checked.name} has no chat template."
+            raise UserError(where, problem, "Use text prompts.")
+        try:
+            longest = max(longest, len(checked.prompt_ids(prompt)))
+        except Exception as error:  # a chat template is a program of the model's
+            fix = "Try policy.prompt_style=plain." if isinstance(prompt, str) else "Use text prompts or another model."
+            problem = f"the chat template of {checked.name} refuses it: {describe(error)[:200]}."
+            raise UserError(where, problem, fix) from None
+    if checked.context is not None and longest and longest + limit > checked.context:
+        raise _too_long(checked.name, limit, longest, checked.context)
+
+
+def load(checked: Checked) -> Loaded:
+    """Its weights. Raises UserError where they cannot be loaded."""
+    return Loaded(model=load_model(checked.path, checked.option), **vars(checked))
+
+
+def scored(task: Task, text: str, item: Item) -> float:
+    """What the task's verifier says of an answer.
+
+    Raises:
+        UserError: it fails, or gives no number: the task is of a user's own.
+    """
+    score: float = _of_task(task, item, "verify", lambda: float(task.verify(text, item.row)), f" on {text[:80]!r}")
+    return score
+
+
+def _of_task(task: Task, item: Item, method: str, call: Callable[[], Any], on: str = "") -> Any:
+    try:
+        return call()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        where = f"{type(task).__name__}, row {item.index + 1}"
+        raise UserError(where, f"the task's {method}() fails{on}: {describe(error)}.", "Mend it there.") from None
 
 
 def answer_items(loaded: Loaded, keep: Callable[[dict[str, Any]], None]) -> list[Answer]:
@@ -126,7 +177,7 @@ def answer_items(loaded: Loaded, keep: Callable[[dict[str, Any]], None]) -> list
     """
     plan = loaded.plan
     task: Any = plan.task
-    measure: Callable[..., dict[str, float]] = getattr(task, "metrics", lambda completion, row: {})
+    measure = SafeMetrics(getattr(task, "metrics", lambda completion, row: {}))
     jobs = [(item, sample) for item in plan.items for sample in range(plan.samples)]
     torch.manual_seed(plan.recipe.seed)
     complete = _in_dialogue if isinstance(task, DialogueTask) else _in_one_turn
@@ -135,7 +186,7 @@ def answer_items(loaded: Loaded, keep: Callable[[dict[str, Any]], None]) -> list
         for batch in batches(jobs, plan.batch_size):
             for (item, sample), written in zip(batch, complete(loaded, [item for item, _ in batch]), strict=True):
                 text = written["text"]
-                right = float(task.verify(text, item.row))
+                right = scored(task, text, item)
                 answer = Answer(item=item, sample=sample, right=right, measured=measure(text, item.row), **written)
                 answers.append(answer)
                 keep(_row(answer, task))
@@ -192,7 +243,7 @@ def _row(answer: Answer, task: Task) -> dict[str, Any]:
         "effort": item.effort,
         "prompt": item.prompt,
         "completion": answer.text,
-        "gold": task.gold(item.row),
+        "gold": _of_task(task, item, "gold", lambda: task.gold(item.row)),
         "right": answer.right,
         "tokens": answer.tokens,
         "thought_tokens": answer.thought,
@@ -255,26 +306,6 @@ def _tiny(plan: Plan) -> Path:
             update(step, f"loss {loss:.3f}")
 
         return make_tiny_policy(plan.recipe.policy, task, show)
-
-
-def _check_prompts(
-    subject: Subject, plan: Plan, tokenizer: PreTrainedTokenizerBase, policy: Policy, context: int | None
-) -> None:
-    """Every prompt must be one that the chat template takes, and leave room for an answer."""
-    longest = 0
-    for item in plan.items:
-        where = f"row {item.index + 1}"
-        if not isinstance(item.prompt, str) and tokenizer.chat_template is None:
-            problem = f"holds chat messages, and {subject.name} has no chat template."
-            raise UserError(where, problem, "Use text prompts.")
-        try:
-            ids = render_ids(tokenizer, chat_or_plain(item.prompt, policy), plan.template_kwargs)
-        except Exception as error:  # a chat template is a program of the model's
-            fix = "Try policy.prompt_style=plain."
-            raise UserError(where, f"the chat template refuses it: {describe(error)[:200]}.", fix) from None
-        longest = max(longest, len(ids))
-    if context is not None and longest + plan.max_new_tokens > context:
-        raise _too_long(subject.name, plan.max_new_tokens, longest, context)
 
 
 def _too_long(name: str, limit: int, longest: int, context: int) -> UserError:

@@ -49,9 +49,21 @@ def evaluate(
     from rlattn.evaluation.judges import Judge, endpoint_judge, is_endpoint, local_judge
     from rlattn.evaluation.plan import check_same_task, check_tiny, make_plan
     from rlattn.evaluation.probes import OWN_DATA, check_probe, prepare
-    from rlattn.evaluation.subjects import find_subject, out_folder
+    from rlattn.evaluation.subjects import check_length, find_subject, out_folder
 
-    check_probe(probe, data, judge, samples, temperature)
+    for option, path in (("--data", data), ("--out", out)):
+        if path is not None:
+            check_length(path, option)
+    check_probe(
+        probe,
+        data=data,
+        judge=judge,
+        judge_model=judge_model,
+        judge_key_env=judge_key_env,
+        samples=samples,
+        k=k,
+        temperature=temperature,
+    )
     subjects = [find_subject(model, "MODEL")]
     if against is not None:
         subjects.append(find_subject(against, "--against"))

@@ -4,8 +4,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from rlattn.errors import UserError, describe
@@ -16,18 +16,41 @@ from rlattn.recipe import TINY_POLICY, Policy
 from rlattn.rewards.external_monitor import ask_all, ask_endpoint
 
 if TYPE_CHECKING:
-    from rlattn.evaluation.answers import Loaded
-
-Judge = Callable[[Sequence[str]], list[str | None]]
-"""From questions to what was answered; None where nothing was, in time."""
+    from rlattn.evaluation.answers import Checked, Loaded
 
 TIMEOUT = 120.0  # seconds for one answer
 AT_ONCE = 8
 MOST_TOKENS = 1024
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Who says what a reply is."""
+
+    ask: Callable[[Sequence[str]], list[str | None]]
+    """From questions to what was answered; None where nothing was, in time."""
+    check: Callable[[], object] = lambda: None
+    """What is left to be checked before the policy answers, and needs no weights. Raises UserError."""
+
+
 def is_endpoint(judge: str) -> bool:
-    return re.match(r"https?://[^/]", judge) is not None
+    return re.match(r"https?://[^/]", judge, re.IGNORECASE) is not None
+
+
+def check_judge(judge: str | None, model: str, key_env: str | None) -> None:
+    """Raises UserError where an endpoint's options have none, or its address is not one that can be asked."""
+    if judge is None or not is_endpoint(judge):
+        for option, value in (("--judge-model", model), ("--judge-key-env", key_env)):
+            if value:
+                fix = "Add --judge, such as http://localhost:8000/v1, or leave it out."
+                raise UserError(option, "is for a judge behind an endpoint, and --judge names none.", fix)
+    if judge is not None and "://" in judge:
+        shown = re.sub(r"//\S*@", "//", judge)
+        if shown != judge:
+            problem = f"an address must not hold a name or a password, as that of {shown} does."
+            raise UserError("--judge", problem, "Take it out, and name the variable with the key: --judge-key-env.")
+        if not is_endpoint(judge):
+            raise UserError("--judge", f"expected an address such as http://localhost:8000/v1, got {shown}.")
 
 
 def endpoint_judge(url: str, model: str, key_env: str | None) -> Judge:
@@ -37,7 +60,9 @@ def endpoint_judge(url: str, model: str, key_env: str | None) -> Judge:
         UserError: there is no such variable, or it does not answer.
     """
     if key_env is not None and key_env not in os.environ:
-        raise UserError("--judge-key-env", f"the environment has no variable {key_env}.", "Set it to the key.")
+        # what looks like no variable's name may be the key itself
+        name = key_env if re.fullmatch(r"[A-Z_][A-Z0-9_]*", key_env) else "of that name"
+        raise UserError("--judge-key-env", f"the environment has no variable {name}.", "Set it to the key.")
     ask = partial(ask_endpoint, url, model, key_env, timeout=TIMEOUT)
     try:
         ask("Reply with the word ready.")
@@ -59,7 +84,7 @@ def endpoint_judge(url: str, model: str, key_env: str | None) -> Judge:
             print(f"warning: the judge left {answers.count(None)} open: {first_problem}", file=sys.stderr, flush=True)
         return answers
 
-    return judge
+    return Judge(ask=judge)
 
 
 def local_judge(subject: Subject, plan: Plan) -> Judge:
@@ -70,13 +95,22 @@ def local_judge(subject: Subject, plan: Plan) -> Judge:
         raise UserError("--judge", f"{TINY_POLICY} cannot judge.", "Name a chat model's folder or hub id.")
     recipe = plan.recipe.model_copy(update={"policy": Policy(path=subject.path)})
     own = replace(plan, recipe=recipe, task=None, items=[], own_data=True)
-    loaded: list[Loaded] = []
+
+    @cache
+    def checked() -> "Checked":
+        from rlattn.evaluation.answers import check
+
+        return check(subject, own, "--judge")
+
+    @cache
+    def loaded() -> "Loaded":
+        from rlattn.evaluation.answers import load
+
+        return load(checked())
 
     def judge(questions: Sequence[str]) -> list[str | None]:
-        from rlattn.evaluation.answers import load, write_all
+        from rlattn.evaluation.answers import write_all
 
-        if not loaded:
-            loaded.append(load(subject, own, "--judge"))
-        return [one.text for one in write_all(loaded[0], list(questions), "judged", MOST_TOKENS)] if questions else []
+        return [one.text for one in write_all(loaded(), list(questions), "judged", MOST_TOKENS)] if questions else []
 
-    return judge
+    return Judge(ask=judge, check=checked)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from rlattn.effort import at_effort
@@ -12,13 +13,14 @@ from rlattn.hub import go_offline_if_unreachable
 from rlattn.paths import expanded
 from rlattn.plugins import build_task
 from rlattn.recipe import TINY_POLICY, Recipe, differences, load_recipe, parse_recipe
-from rlattn.rows import check_row, rows_of
+from rlattn.rows import check_gold, check_row, rows_of
 from rlattn.rules import number
-from rlattn.tasks import DialogueTask, Row, Task, WarmStartable
+from rlattn.tasks import DatasetTask, DialogueTask, Row, Task, WarmStartable
 from rlattn.types import Messages
 from rlattn.yaml_text import override, parse_yaml
 
 BATCH = 8
+SAY_WHAT = "Give --task RECIPE (`rlattn recipes` lists them), or --data FILE with `prompt` and `answer` a line."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +97,14 @@ def make_plan(
     if samples > 1 and temperature == 0:
         raise UserError("--temperature", f"0 gives {samples} times the same answer.", "Leave it out, or --samples.")
     recipe = _recipe(subject, task, data, overrides)
-    if recipe.hub_ids or not subject.is_local:
+    if recipe.hub_ids:
         go_offline_if_unreachable()
     built = None if probe_reads else build_task(recipe)
     if isinstance(built, DialogueTask) and built.style == "tools":
         fix = "Add task.style=text: the same dialogue in plain turns."
         raise UserError("task.style", "tools are called in a run only.", fix)
+    if built is not None and not isinstance(built, DatasetTask):
+        check_gold(built)
     sampled = 1.0 if recipe.trainer.get("temperature") is None else float(recipe.trainer["temperature"])
     return Plan(
         recipe=recipe,
@@ -126,7 +130,7 @@ def check_same_task(subject: Subject, other: Subject) -> None:
     """Two runs are compared on the first's task. Raises UserError where the other was trained on another."""
     if subject.run is None or other.run is None or other.run == subject.run:
         return
-    mine, theirs = (load_recipe(run / "recipe.yaml") for run in (subject.run, other.run))
+    mine, theirs = _recipe_of_run(subject, "MODEL"), _recipe_of_run(other, "--against")
     changed = differences(mine.model_copy(update={"task": theirs.task}), mine)
     changed.pop("task.rl_rows", None)  # of training alone
     if changed:
@@ -140,20 +144,41 @@ def _recipe(subject: Subject, task: str | None, data: str | None, overrides: Seq
         raise UserError("--data", "and --task both say what to ask.", "Keep one.")
     if task is not None:
         return load_recipe(task, overrides)
-    own = subject.run / "recipe.yaml" if subject.run is not None else None
+    if data is None and subject.run is None:
+        raise UserError("--task", f"is missing: {subject.name} is no run, whose own task would be taken.", SAY_WHAT)
     if data is None:
-        if own is None or not own.is_file():
-            fix = "Give --task RECIPE (`rlattn recipes` lists them), or --data FILE with `prompt` and `answer` a line."
-            raise UserError("--task", f"is missing: {subject.name} is no run, whose own task would be taken.", fix)
-        return load_recipe(own, overrides)
+        return _recipe_of_run(subject, "MODEL", overrides)
     plain: dict[str, Any] = {"name": "eval", "policy": {"path": subject.path}, "rewards": {"accuracy": {}}}
+    own = subject.run / "recipe.yaml" if subject.run is not None else None
     if own is not None and own.is_file():  # what the policy is used to: system prompt, lengths
-        of_run = parse_yaml(own.read_text(encoding="utf-8"), str(own))
+        of_run = _read_mapping(own)
         plain |= {key: of_run[key] for key in ("policy", "trainer", "seed") if key in of_run}
     plain["task"] = {"kind": "dataset", "path": str(expanded(data)), "eval_rows": 0}
     for assignment in overrides:
         override(plain, assignment)
     return parse_recipe(plain)
+
+
+def _recipe_of_run(subject: Subject, option: str, overrides: Sequence[str] = ()) -> Recipe:
+    assert subject.run is not None
+    file = subject.run / "recipe.yaml"
+    if not file.is_file():
+        raise UserError(option, f"{subject.name} is of a run without its recipe.yaml, which names its task.", SAY_WHAT)
+    _read_mapping(file)
+    return load_recipe(file, overrides)
+
+
+def _read_mapping(file: Path) -> dict[str, Any]:
+    """A run's recipe as it is written. Raises UserError where it is damaged."""
+    fix = "Restore it; without it, --task or --data and overrides say what is asked."
+    try:
+        found = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError:
+        raise UserError(str(file), "is damaged: it is not UTF-8 text.", fix) from None
+    if not isinstance(found, dict):
+        problem = "is damaged: expected a mapping with name, policy, task, rewards and trainer."
+        raise UserError(str(file), problem, fix)
+    return found
 
 
 def _items(recipe: Recipe, task: Task, own_data: bool, limit: int | None) -> list[Item]:

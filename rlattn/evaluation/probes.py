@@ -1,10 +1,10 @@
 """Glue: `--probe`. What a probe asks is read and checked before a model loads; then it runs on one model at a time."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rlattn.errors import UserError
 from rlattn.evaluation import perturbation
@@ -17,18 +17,20 @@ from rlattn.evaluation.deception import (
     scenarios_of,
 )
 from rlattn.evaluation.flips import LOOK_AGAIN, Choice, corrections, parse_choice, read_choice, sycophancy
-from rlattn.evaluation.judges import Judge
+from rlattn.evaluation.judges import Judge, check_judge
 from rlattn.paths import expanded
 from rlattn.tasks import DialogueTask
 from rlattn.tasks.files import data_files, read_rows
+from rlattn.types import Messages
 
 if TYPE_CHECKING:
-    from rlattn.evaluation.answers import Loaded
-    from rlattn.evaluation.plan import Plan
+    from rlattn.evaluation.answers import Checked, Loaded
+    from rlattn.evaluation.plan import Item, Plan
+    from rlattn.recipe import Policy
 
 Probe = Literal["sycophancy", "self-correction", "perturbation", "deception"]
 Kept = Callable[[dict[str, Any]], None]
-Run = Callable[["Loaded", Kept], dict[str, Any]]
+Model = TypeVar("Model", bound="Checked")
 
 OWN_DATA = {
     "sycophancy": "`question`, `choices` and `answer` in every row",
@@ -37,16 +39,35 @@ OWN_DATA = {
 LOOKS = 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a probe does with each model."""
+
+    check: Callable[["Checked"], None]
+    """Before any model answers. Raises UserError."""
+    run: Callable[["Loaded", Kept], dict[str, Any]]
+    """Keeps every answer and returns figures."""
+
+
 def check_probe(
-    probe: Probe | None, data: str | None, judge: str | None, samples: int, temperature: float | None
+    probe: Probe | None,
+    *,
+    data: str | None,
+    judge: str | None,
+    judge_model: str,
+    judge_key_env: str | None,
+    samples: int,
+    k: str | None,
+    temperature: float | None,
 ) -> None:
     """Raises UserError where the options do not go together."""
     if probe != "deception" and judge is not None:
         raise UserError("--judge", "is for --probe deception.", "Leave it out.")
+    check_judge(judge, judge_model, judge_key_env)
     if probe is None:
         return
-    if samples > 1 or temperature:
-        raise UserError("--probe", "asks greedily, one answer a prompt.", "Leave --samples and --temperature out.")
+    if samples > 1 or temperature or k is not None:
+        raise UserError("--probe", "asks greedily, one answer a prompt.", "Leave --samples, --k and --temperature out.")
     if probe in OWN_DATA and data is None:
         raise UserError("--probe", f"{probe} needs --data: a file with {OWN_DATA[probe]}.")
     if probe == "deception" and judge is None:
@@ -54,22 +75,38 @@ def check_probe(
         raise UserError("--probe", "deception needs a judge; the ledger game knows the truth without any.", fix)
 
 
-def prepare(probe: Probe, plan: "Plan", data: str | None, limit: int | None, make_judge: Callable[[], Judge]) -> Run:
-    """What the probe does with a loaded model: it keeps every answer and returns figures.
+def prepare(
+    probe: Probe, plan: "Plan", data: str | None, limit: int | None, make_judge: Callable[[], Judge]
+) -> Prepared:
+    """Reads and checks what the probe asks.
 
     Raises:
         UserError: its data cannot be read, or the task is not one it can use.
     """
     if probe == "sycophancy":
-        choices = [parse_choice(row, f"{data}, row {number}") for number, row in _rows(data, limit)]
-        return lambda loaded, kept: _sycophancy(loaded, kept, choices, plan.recipe.seed)
+        rows = [(f"{data}, row {number}", row) for number, row in _rows(data, limit)]
+        choices = [parse_choice(row, where) for where, row in rows]
+        # asked neutrally, each is shorter
+        longer = [
+            (where, c.leading(c.suggested(plan.recipe.seed))) for (where, _), c in zip(rows, choices, strict=True)
+        ]
+        return Prepared(
+            check=lambda checked: _check_fits(checked, longer),
+            run=lambda loaded, kept: _sycophancy(loaded, kept, choices, plan.recipe.seed),
+        )
     if probe == "deception":
         scenarios, invalid = scenarios_of(_rows(data, limit), str(data))
         judge = make_judge()
-        return lambda loaded, kept: _deception(loaded, kept, scenarios, invalid, judge)
+        return Prepared(
+            check=lambda checked: _check_deception(checked, scenarios, judge),
+            run=lambda loaded, kept: _deception(loaded, kept, scenarios, invalid, judge),
+        )
     if isinstance(plan.task, DialogueTask):
         raise UserError("--probe", f"{probe} is for tasks of one turn.", "Name another with --task.")
-    return _self_correction if probe == "self-correction" else _perturbation
+    if probe == "perturbation":
+        return Prepared(check=_check_perturbation, run=_perturbation)
+    _needs_chat(plan.recipe.policy)
+    return Prepared(check=_check_self_correction, run=_self_correction)
 
 
 def _rows(data: str | None, limit: int | None) -> list[tuple[int, dict[str, Any]]]:
@@ -78,6 +115,12 @@ def _rows(data: str | None, limit: int | None) -> list[tuple[int, dict[str, Any]
     if not rows:
         raise UserError(str(data), "is empty.", "Expected one object a line.")
     return rows
+
+
+def _check_fits(checked: "Checked", prompts: Sequence[tuple[str, str | Messages]]) -> None:
+    from rlattn.evaluation.answers import check_prompts
+
+    check_prompts(checked, prompts)
 
 
 def _sycophancy(loaded: "Loaded", kept: Kept, choices: Sequence[Choice], seed: int) -> dict[str, Any]:
@@ -104,14 +147,32 @@ def _sycophancy(loaded: "Loaded", kept: Kept, choices: Sequence[Choice], seed: i
     return {**sycophancy(neutral, leading, choices, suggested), "cut_share": fmean(one.cut for one in written)}
 
 
+def _needs_chat(policy: "Policy") -> None:
+    if policy.prompt_style == "plain":
+        fix = "Name a chat model, and leave policy.prompt_style=plain out."
+        raise UserError("--probe", "self-correction is a dialogue: it needs a chat template and chat prompts.", fix)
+
+
+def _chat(item: "Item") -> Messages:
+    return [{"role": "user", "content": item.prompt}] if isinstance(item.prompt, str) else item.prompt
+
+
+def _again(text: str) -> Messages:
+    return [{"role": "assistant", "content": text}, {"role": "user", "content": LOOK_AGAIN}]
+
+
+def _check_self_correction(checked: "Checked") -> None:
+    _needs_chat(checked.policy)
+    # the last look, after the shortest answers that there can be
+    _check_fits(checked, [(f"row {item.index + 1}", _chat(item) + LOOKS * _again("0")) for item in checked.plan.items])
+
+
 def _self_correction(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
-    from rlattn.evaluation.answers import write_all
+    from rlattn.evaluation.answers import scored, write_all
 
     items, task = loaded.plan.items, loaded.plan.task
     assert task is not None
-    if loaded.policy.prompt_style == "plain":
-        raise UserError("--probe", "self-correction is a dialogue: it needs a chat template and chat prompts.")
-    chats = [[{"role": "user", "content": i.prompt}] if isinstance(i.prompt, str) else i.prompt for i in items]
+    chats = [_chat(item) for item in items]
     rounds: list[list[bool]] = []
     said: list[list[str]] = [[] for _ in items]
     cut: list[bool] = []
@@ -119,22 +180,26 @@ def _self_correction(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
         written = write_all(loaded, chats, f"look {look}" if look else "first answers")
         texts = [one.text for one in written]
         cut += [one.cut for one in written]
-        rounds.append([task.verify(text, item.row) >= 1 for text, item in zip(texts, items, strict=True)])
+        rounds.append([scored(task, text, item) >= 1 for text, item in zip(texts, items, strict=True)])
         for index, text in enumerate(texts):
             said[index].append(text)
-            again = [{"role": "assistant", "content": text}, {"role": "user", "content": LOOK_AGAIN}]
-            chats[index] = [*chats[index], *again]
+            chats[index] = [*chats[index], *_again(text)]
     for index, item in enumerate(items):
         kept({"prompt": item.prompt, "completions": said[index], "right": [flags[index] for flags in rounds]})
     return {**corrections(rounds), "cut_share": fmean(cut)}
 
 
-def _perturbation(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
-    from rlattn.evaluation.answers import write_all
+def _check_perturbation(checked: "Checked") -> None:
     from rlattn.inspection.inputs import check_architecture, load_config
     from rlattn.types import AttentionOptions
 
-    check_architecture(loaded.path, load_config(loaded.path), AttentionOptions())
+    config = load_config(checked.path, checked.option)
+    check_architecture(checked.path, config, AttentionOptions(), checked.option)
+
+
+def _perturbation(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
+    from rlattn.evaluation.answers import write_all
+
     items = loaded.plan.items
     written = write_all(loaded, [item.prompt for item in items], "responses")
     prompts = [loaded.prompt_ids(item.prompt) for item in items]
@@ -148,14 +213,24 @@ def _perturbation(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
     return {**figures, "cut_share": fmean(one.cut for one in written)}
 
 
+def _in_chat(model: Model) -> Model:
+    return replace(model, policy=model.policy.model_copy(update={"prompt_style": "chat"}))
+
+
+def _check_deception(checked: "Checked", scenarios: Sequence[Scenario], judge: Judge) -> None:
+    if checked.tokenizer.chat_template is None:
+        raise UserError("--probe", f"deception needs a chat model, and {checked.name} has no chat template.")
+    prompts = [(scenario, prompt) for scenario in scenarios for prompt in (scenario.belief_prompt, scenario.prompt)]
+    _check_fits(_in_chat(checked), [(f"scenario {scenario.name}", prompt) for scenario, prompt in prompts if prompt])
+    judge.check()
+
+
 def _deception(
     loaded: "Loaded", kept: Kept, scenarios: Sequence[Scenario], invalid: Sequence[str], judge: Judge
 ) -> dict[str, Any]:
     from rlattn.evaluation.answers import write_all
 
-    if loaded.tokenizer.chat_template is None:
-        raise UserError("--probe", f"deception needs a chat model, and {loaded.name} has no chat template.")
-    loaded = replace(loaded, policy=loaded.policy.model_copy(update={"prompt_style": "chat"}))
+    loaded = _in_chat(loaded)
     asked = [index for index, scenario in enumerate(scenarios) if scenario.belief_prompt is not None]
     beliefs = [""] * len(scenarios)
     if asked:
@@ -173,7 +248,7 @@ def _deception(
         reply = replies[index]
         assert reply is not None
         questions_to_judge.append(judge_prompt(scenarios[index], reply, beliefs[index]))
-    said = dict(zip(valid, judge(questions_to_judge), strict=True))
+    said = dict(zip(valid, judge.ask(questions_to_judge), strict=True))
     verdicts = [
         read_verdict(said.get(index) or "", by_belief=scenario.belief_prompt is not None)
         for index, scenario in enumerate(scenarios)

@@ -1,52 +1,66 @@
 """Glue: the models answer one after the other; what they did is written and shown."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlattn.evaluation.answers import Answer, answer_items, load
+from rlattn.errors import UserError
+from rlattn.evaluation.answers import Answer, answer_items, check, load
 from rlattn.evaluation.figures import comparison, figures
 from rlattn.evaluation.plan import Plan
-from rlattn.evaluation.probes import Run
-from rlattn.evaluation.show import show, write_report
-from rlattn.evaluation.subjects import SAMPLES, Subject
+from rlattn.evaluation.probes import Prepared
+from rlattn.evaluation.show import show, storable, write_report
+from rlattn.evaluation.subjects import REFUSED, SAMPLES, Subject
 
 
 def run(
-    subjects: Sequence[Subject], options: Sequence[str], plan: Plan, folder: Path, *, probe: Run | None, title: str
+    subjects: Sequence[Subject], options: Sequence[str], plan: Plan, folder: Path, *, probe: Prepared | None, title: str
 ) -> None:
     """Evaluates one or two models, or probes them, into `folder`.
 
     Args:
         options: what the user gave each subject as, for messages.
+
+    Raises:
+        UserError: a model cannot be asked, told before any answers; its weights, the task or the judge fail later on.
     """
+    is_new = not folder.exists()
     try:
         report = _evaluate(subjects, options, plan, folder, probe, title)
     except KeyboardInterrupt:
-        print(f"\nrlattn: interrupted; the answers so far: {folder / SAMPLES}", file=sys.stderr, flush=True)
+        kept = f"; the answers so far: {folder / SAMPLES}" if (folder / SAMPLES).exists() else ""
+        print(f"\nrlattn: interrupted{kept}", file=sys.stderr, flush=True)
         sys.exit(130)
+    except UserError as error:
+        raise _with_answers(error, folder) from None
+    finally:
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
     write_report(folder, report)
     show(report, folder)
 
 
 def _evaluate(
-    subjects: Sequence[Subject], options: Sequence[str], plan: Plan, folder: Path, probe: Run | None, title: str
+    subjects: Sequence[Subject], options: Sequence[str], plan: Plan, folder: Path, probe: Prepared | None, title: str
 ) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     answers: list[list[Answer]] = []
-    for subject, option in zip(subjects, options, strict=False):
-        loaded = load(subject, plan, option)
-        folder.mkdir(parents=True, exist_ok=True)
-        # line by line: an evaluation that is interrupted has not written for nothing
-        with (folder / SAMPLES).open("a", encoding="utf-8") as lines:
-            keep = _keeper(lines, subject.name)
-            if probe is not None:
-                told = probe(loaded, keep)
-            else:
-                answers.append(answer_items(loaded, keep))
-                told = figures(answers[-1], plan.ks)
+    models = [check(subject, plan, option) for subject, option in zip(subjects, options, strict=False)]
+    if probe is not None:
+        for checked in models:
+            probe.check(checked)
+    folder.mkdir(parents=True, exist_ok=True)
+    for subject, checked in zip(subjects, models, strict=True):
+        loaded = load(checked)
+        keep = _keeper(folder / SAMPLES, subject.name)
+        if probe is not None:
+            told = probe.run(loaded, keep)
+        else:
+            answers.append(answer_items(loaded, keep))
+            told = figures(answers[-1], plan.ks)
         found.append({"name": subject.name, "path": subject.path, "figures": told})
         del loaded  # the next one needs its room
     report: dict[str, Any] = {
@@ -61,9 +75,18 @@ def _evaluate(
     return report
 
 
-def _keeper(lines: Any, name: str) -> Callable[[dict[str, Any]], None]:
+def _with_answers(error: UserError, folder: Path) -> UserError:
+    """A refusal in the middle: the corrected command may write into the same folder, and no answer is lost."""
+    if not (folder / SAMPLES).exists():
+        return error
+    os.replace(folder / SAMPLES, folder / REFUSED)
+    return UserError(error.where, error.problem, f"{error.fix} The answers so far: {folder / REFUSED}".lstrip())
+
+
+def _keeper(file: Path, name: str) -> Callable[[dict[str, Any]], None]:
+    # line by line: an evaluation that is interrupted has not written for nothing, and a refused one leaves no file
     def keep(row: dict[str, Any]) -> None:
-        lines.write(json.dumps({"model": name, **row}, default=str) + "\n")
-        lines.flush()
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(storable({"model": name, **row}), allow_nan=False) + "\n")
 
     return keep
