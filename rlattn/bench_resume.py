@@ -194,4 +194,9 @@ def _same_tokens(whole: Path, killed: Path) -> bool:
     return len(names[0]) == STEPS and names[0] == names[1] and tables[0] == tables[1]
 
 
-CHECKS = {"parameters": _same_parameters, "metrics": _same_metrics, "tokens": _same_tokens}
+def _same_heads(whole: Path, killed: Path) -> bool:
+    rows = [list(read_rows(run / "heads.jsonl")) for run in (whole, killed)]
+    return [row["step"] for row in rows[0]] == list(range(1, STEPS + 1)) and rows[0] == rows[1]
+
+
+CHECKS = {"parameters": _same_parameters, "metrics": _same_metrics, "tokens": _same_tokens, "heads": _same_heads}

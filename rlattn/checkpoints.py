@@ -5,11 +5,13 @@ Written into `.partial/`, listed with sizes and SHA-256 in `manifest.json`, flus
 once more, on rank 0, before a run goes on.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,7 +51,7 @@ def seal(folder: Path, name: str) -> None:
     (partial / MANIFEST).write_text(json.dumps({"files": listed}, indent=1), encoding="utf-8")
     for path in (*partial.rglob("*"), partial):
         _flush(path)
-    if final.exists():  # a damaged one, or of a course that was given up
+    if os.path.lexists(final):  # a damaged one, or of a course that was given up
         os.replace(final, folder / PARTIAL / f"{name}-replaced")
     os.replace(partial, final)
     _flush(folder)
@@ -58,6 +60,8 @@ def seal(folder: Path, name: str) -> None:
 def problem(checkpoint: Path, *, hashes: bool = True) -> str | None:
     """What is wrong with a checkpoint; None where every byte is as it was written (every size, without `hashes`)."""
     try:
+        if not (checkpoint / MANIFEST).is_file():
+            return f"{MANIFEST} is missing or damaged"
         listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         expected = {str(file): (int(size), str(digest)) for file, (size, digest) in listed.items()}
         there = set(_files(checkpoint))
@@ -67,6 +71,8 @@ def problem(checkpoint: Path, *, hashes: bool = True) -> str | None:
         return f"{file} is missing"
     for file in sorted(there - expected.keys()):
         return f"{file} is not in {MANIFEST}"
+    if checkpoint_ranks(checkpoint) is None:
+        return "no rank's own file is there"
     try:
         for file, (size, _) in expected.items():
             if (found := (checkpoint / file).stat().st_size) != size:
@@ -121,16 +127,28 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Whether there is no room left; safetensors tells it in words alone."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    words = tuple(f"os error {number}" for number in full)
+    return any(getattr(c, "errno", None) in full or any(word in str(c) for word in words) for c in _causes(error))
+
+
 def is_write_failure(error: BaseException) -> bool:
     """Whether the disk is at fault: full, over quota, or failing. Torch and safetensors have errors of their own."""
+    words = ("PytorchStreamWriter", "inline_container", "iostream error")
+    return any(
+        isinstance(c, OSError) or type(c).__name__ == "SafetensorError" or any(word in str(c) for word in words)
+        for c in _causes(error)
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """It and what led to it: torch raises a second error, about the file it could not end."""
     cause: BaseException | None = error
-    while cause is not None:  # torch raises a second error, about the file it could not end
-        said = ("PytorchStreamWriter", "inline_container", "iostream error")
-        of_a_library = any(word in str(cause) for word in said) or type(cause).__name__ == "SafetensorError"
-        if isinstance(cause, OSError) or of_a_library:
-            return True
+    while cause is not None:
+        yield cause
         cause = cause.__cause__ or cause.__context__
-    return False
 
 
 def _files(folder: Path) -> list[str]:

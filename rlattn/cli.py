@@ -68,13 +68,14 @@ def train(
     from rlattn.hub import go_offline_if_unreachable
     from rlattn.launch import launch, ranks_to_start, strategy_of_accelerate
     from rlattn.plugins import build_credit, build_rewards, build_task
-    from rlattn.ranks import world_size
+    from rlattn.ranks import check_launcher, world_size
     from rlattn.recipe import load_recipe
     from rlattn.rules import check_built, check_installed, check_recipe
     from rlattn.terminal import outlive_terminal
     from rlattn.tracking import open_run
 
     outlive_terminal()
+    check_launcher()
     started = ranks_to_start(ranks)
     parsed = load_recipe(recipe, [*(overrides or []), *strategy_of_accelerate()])
     if parsed.hub_ids:

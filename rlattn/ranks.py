@@ -19,6 +19,20 @@ def world_size() -> int:
     return _number("WORLD_SIZE", 1)
 
 
+def check_launcher() -> None:
+    """Raises UserError where the environment does not name a rank among others: what it says must hold together."""
+    if not 0 <= rank() < world_size():
+        problem = f"RANK={rank()} with WORLD_SIZE={world_size()} is no rank of a run."
+        raise UserError("RANK", problem, "Launchers set both; unset them to train in one process.")
+    local = _number("LOCAL_RANK", 0)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if world_size() > 1 and missing:
+        raise UserError(missing[0], f"is not set, with WORLD_SIZE={world_size()}.", "Launchers set it: see launch/.")
+    if (world_size() > 1 and not 0 < _number("MASTER_PORT", 0) < 2**16) or local >= max(1, world_size()):
+        found = {name: os.environ.get(name) for name in ("LOCAL_RANK", "MASTER_PORT")}
+        raise UserError("MASTER_PORT", f"the launcher's environment does not hold together: {found}.", "See launch/.")
+
+
 def orphaned() -> bool:
     """Whether the `rlattn train --ranks` that started this process is gone. False under any other launcher."""
     return os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid())

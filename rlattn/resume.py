@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rlattn.checkpoints import PARTIAL, checkpoint_step, checkpoints, clear, is_write_failure, rotate, seal
+from rlattn.checkpoints import PARTIAL, checkpoint_step, checkpoints, clear, is_write_failure, problem, rotate, seal
 from rlattn.errors import UserError, describe
 from rlattn.ranks import say
 from rlattn.reward_glue import load_rewards, save_rewards
@@ -28,7 +28,7 @@ from rlattn.reward_glue import load_rewards, save_rewards
 if TYPE_CHECKING:
     from rlattn.trainer import AttentionGRPOTrainer
 
-GOES_ON = "Make room on the disk; the same command then goes on."
+GOES_ON = "Make room on the disk, or mend it; the same command then goes on."
 HEADS_FILE = "heads.json"  # in a checkpoint: the calibrated head sets, layers x heads
 
 
@@ -110,7 +110,7 @@ def save_durably(trainer: AttentionGRPOTrainer, write: Callable[[], None]) -> No
     if not failed:
         failed = _failure_on_any_rank(lambda: seal(folder, name) if trainer.is_world_process_zero() else None)
     if failed:
-        say(f"warning: {_unwritten(folder, name, failed)} Make room on the disk.")
+        say(f"warning: {_unwritten(folder, name, failed)} Look after the disk.")
     best = trainer.state.best_global_step  # of transformers' own evaluation, whose path still names `.partial`
     if best and (folder / f"checkpoint-{best}").is_dir():
         trainer.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
@@ -123,7 +123,7 @@ def save_durably(trainer: AttentionGRPOTrainer, write: Callable[[], None]) -> No
 
 
 def _unwritten(folder: Path, name: str, why: str) -> str:
-    last = next((path.name for path in reversed(checkpoints(folder))), "none")
+    last = next((path.name for path in reversed(checkpoints(folder)) if problem(path, hashes=False) is None), "none")
     return f"{name} could not be written ({why}); the last good one is {last}."
 
 
@@ -157,6 +157,8 @@ def save_place(trainer: AttentionGRPOTrainer, folder: Path) -> None:
         "metrics": {name: [float(value) for value in values] for name, values in trainer._metrics["train"].items()},
         "loss": trainer._tr_loss,
         "last_logged": trainer._globalstep_last_logged,
+        "heads": trainer.token_log.heads if trainer.token_log else {},
+        "window": _shape(trainer),
     }
     torch.save(place, _file(trainer, folder))
     if not trainer.is_world_process_zero():
@@ -176,14 +178,20 @@ def load_place(trainer: AttentionGRPOTrainer, folder: Path) -> None:
         local_LH, global_LH = (torch.tensor(sets[name], device=device) for name in ("local", "global"))
         trainer._heads = local_LH, global_LH
     file = _file(trainer, folder)
-    if not file.is_file():
+    place = torch.load(file, map_location=device, weights_only=True) if file.is_file() else None
+    if place is not None and place["rollouts"] and place.get("window", _shape(trainer)) != _shape(trainer):
+        trainer._step = trainer.state.global_step * trainer.args.gradient_accumulation_steps
+        say(f"{folder.name} lies inside a generation window of another shape: its rollouts are generated anew.")
+        return
+    if place is None:
         trainer._step = trainer.state.global_step * trainer.args.gradient_accumulation_steps
         say(
             f"{folder.name} was not written by {trainer.args.world_size} rank(s): random numbers start anew, and so do "
             "the rollouts of an unfinished generation window. From here on the run is not the one it would have been."
         )
         return
-    place = torch.load(file, map_location=device, weights_only=True)
+    if trainer.token_log:
+        trainer.token_log.heads = place.get("heads", {})
     trainer._step, trainer._buffered_inputs = place["step"], place["rollouts"]
     for name, values in place["metrics"].items():
         trainer._metrics["train"][name].extend(values)
@@ -194,6 +202,12 @@ def _window(trainer: AttentionGRPOTrainer) -> int:
     """Batches that are trained on before the next generation."""
     args: Any = trainer.args
     return int(args.steps_per_generation * trainer.num_iterations)
+
+
+def _shape(trainer: AttentionGRPOTrainer) -> list[int]:
+    """What the rollouts of a window are cut by."""
+    args: Any = trainer.args
+    return [args.per_device_train_batch_size, args.steps_per_generation, trainer.num_iterations, trainer._group_size]
 
 
 def _file(trainer: AttentionGRPOTrainer, folder: Path) -> Path:

@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from rlattn.dialogues import encode_dialogue
+from rlattn.errors import UserError
 from rlattn.recipe import TINY_CONTEXT, TINY_LAYERS
 from rlattn.tasks import DialogueTask
 from rlattn.transcript import read_transcript
@@ -75,7 +76,10 @@ def tiny_policy(
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     cache = Path(cache_dir or os.environ.get("RLATTN_CACHE") or Path.home() / ".cache" / "rlattn").expanduser()
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("RLATTN_CACHE", f"{cache} cannot be a folder: {error.strerror}.", "Name another.") from None
     folder = cache / f"tiny-reasoner-{digest}"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():

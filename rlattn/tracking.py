@@ -17,10 +17,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rlattn.checkpoints import checkpoint_ranks, checkpoint_step, newest_sound
+from rlattn.checkpoints import checkpoint_ranks, checkpoint_step, checkpoints, newest_sound
 from rlattn.errors import UserError
 from rlattn.ranks import say
 from rlattn.recipe import Recipe, differences, load_recipe
+from rlattn.trainer_keys import KEPT_BY_CHECKPOINT
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "wandb", "vllm")
 DIFFERENCES_SHOWN = 4
@@ -44,11 +45,18 @@ def open_run(recipe: Recipe) -> int | None:
     if not is_run(run):
         raise UserError("output_dir", f"{run} is not empty and holds no run of rlattn's.", "Name a new folder.")
     if not (run / "recipe.yaml").is_file():
+        if checkpoints(run / "checkpoints"):
+            fix = "Put it back, or name another folder."
+            raise UserError("output_dir", f"{run} has checkpoints and no recipe.yaml, so nobody knows whose.", fix)
         return 0  # a run that was stopped while it began
     try:
         changed = differences(load_recipe(run / "recipe.yaml"), recipe)
     except UserError as error:
         raise UserError("output_dir", f"the run in {run} has a damaged recipe.yaml: {error}", "Name another.") from None
+    for key, (old, new) in changed.items():
+        if any(key == kept or key.startswith(f"{kept}.") for kept in KEPT_BY_CHECKPOINT):
+            fix = f"Name another output_dir; policy.path={run}/model starts from this run's policy."
+            raise UserError(key, f"is {old} in {run}, whose checkpoints keep it, and {new} here.", fix)
     refused = {
         key: values
         for key, values in changed.items()
@@ -61,19 +69,19 @@ def open_run(recipe: Recipe) -> int | None:
         raise UserError(
             "output_dir", f"{run} holds a run of another recipe ({'; '.join(shown)}{more}).", f"Name another{allow}"
         )
+    finished = bool(read_summary(run)) and (run / "model").is_dir()
+    if finished and not changed:
+        return None
     checkpoint, _ = newest_sound(run / "checkpoints", hashes=False)
     done = checkpoint_step(checkpoint) if checkpoint else 0
-    wanted = recipe.trainer.get("max_steps", -1)
-    finished = bool(read_summary(run)) and (run / "model").is_dir()
-    if finished and (not changed or 0 < wanted <= done):
-        return None
-    return done
+    return None if finished and 0 < recipe.trainer.get("max_steps", -1) <= done else done
 
 
 def is_run(folder: Path) -> bool:
     """Whether rlattn made this folder: nothing in any other is ever overwritten or removed."""
+    file = folder / "environment.json"
     try:
-        return "rlattn" in json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        return file.is_file() and "rlattn" in json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
 
@@ -86,7 +94,12 @@ def holds_run(folder: Path) -> bool:
 
 def check_writable(folder: Path) -> None:
     """Raises UserError where a run's folder could not be made."""
-    parent = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    try:
+        parent = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    except OSError as error:
+        raise UserError("output_dir", f"cannot be looked for: {error.strerror}.", "Name another.") from None
+    if folder.is_symlink() and not folder.exists():
+        raise UserError("output_dir", f"{folder} is a link that leads nowhere.", "Remove it, or name another.")
     if parent is None or not parent.is_dir():
         raise UserError("output_dir", f"{folder} cannot be made: {parent} is no folder.", "Name another.")
     if not os.access(parent, os.W_OK | os.X_OK):

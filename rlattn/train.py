@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from rlattn.callbacks import Alarms, HeldOutEvaluation, MetricsFile, Progress
-from rlattn.checkpoints import checkpoint_step, checkpoints, problem
+from rlattn.checkpoints import checkpoint_step, checkpoints, is_full_disk, problem
 from rlattn.closing import finish
 from rlattn.errors import UserError, describe
 from rlattn.live import LiveTable
@@ -24,6 +24,7 @@ from rlattn.prompts import render_text
 from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
 from rlattn.report import write_report
+from rlattn.resume import GOES_ON
 from rlattn.rules import number
 from rlattn.setup import make_trainer, prepare, template_kwargs
 from rlattn.stopping import StopSignals
@@ -38,7 +39,27 @@ def train(recipe: Recipe) -> None:
     """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
     phases = Phases()
     with Watchdog(phases, recipe.resume.stall_seconds) as watchdog:
-        record(_train)(recipe, watchdog)  # torchrun then ends with the first error of any rank
+        try:
+            record(_train)(recipe, watchdog)  # torchrun then ends with the first error of any rank
+        except KeyboardInterrupt:
+            say("\nrlattn: interrupted; the same command goes on from the last checkpoint.")
+            sys.exit(130)
+        except Exception as error:
+            if found := of_the_disk(error, recipe.run_dir):
+                raise found from error
+            raise
+
+
+def of_the_disk(error: Exception, run: Path) -> UserError | None:
+    """The user's error where the disk is full, or something in the run's folder is of the wrong kind."""
+    if isinstance(error, UserError):
+        return None
+    if is_full_disk(error):
+        return UserError("output_dir", f"the disk of {run} is full: {describe(error)}.", GOES_ON)
+    name = getattr(error, "filename", None)
+    if isinstance(error, OSError) and isinstance(name, str) and Path(name).is_relative_to(run):
+        return UserError("output_dir", f"{name}: {error.strerror}.", "Move it away; the same command then goes on.")
+    return None
 
 
 def _train(recipe: Recipe, watchdog: Watchdog) -> None:
@@ -172,11 +193,17 @@ def planned_steps(trainer: AttentionGRPOTrainer, recipe: Recipe) -> int:
 def save_model(trainer: AttentionGRPOTrainer, folder: Path) -> None:
     """Full weights or adapter, tokenizer and generation config; collective, and whole or not at all."""
     beside = folder.with_name(f".{folder.name}.partial")
+    if is_main():
+        shutil.rmtree(beside, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(beside))
     trainer.accelerator.wait_for_everyone()
     if is_main():
         (beside / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)
+        else:
+            folder.unlink(missing_ok=True)
         beside.rename(folder)
 
 

@@ -28,5 +28,23 @@ REFUSED = {
     **dict.fromkeys(
         ("metric_for_best_model", "greater_is_better"), "has no effect: see resume.keep_last and resume.keep_best"
     ),
+    **dict.fromkeys(
+        ("save_only_model", "ignore_data_skip", "dataloader_persistent_workers"), "would make going on inexact"
+    ),
     "load_best_model_at_end": "is not offered: model/ is the final policy; see resume.keep_best",
 }
+
+# A checkpoint brings them with it, so that another value would change nothing, or break it.
+KEPT_BY_CHECKPOINT = (
+    "policy.path",
+    "policy.revision",
+    "policy.lora",
+    "policy.warm_start",
+    *(
+        f"trainer.{key}"
+        for key in (
+            "optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+            "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio",
+        )
+    ),
+)  # fmt: skip

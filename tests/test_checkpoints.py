@@ -1,19 +1,31 @@
 """A checkpoint is whole or it is not used; the last good one is never lost."""
 
+import errno
 import json
+import os
 import resource
 import shutil
 
 import pytest
 import torch
-from conftest import SMALL, rlattn
+from conftest import REPO, SMALL, rlattn
 from test_resume import untimed
 from test_reward_training import Parity, trained, weights
 from test_trl_contract import policy  # noqa: F401
 
-from rlattn.checkpoints import MANIFEST, PARTIAL, checkpoint_ranks, newest_sound, problem, rotate, seal
+from rlattn.checkpoints import (
+    MANIFEST,
+    PARTIAL,
+    checkpoint_ranks,
+    is_full_disk,
+    newest_sound,
+    problem,
+    rotate,
+    seal,
+)
 from rlattn.errors import UserError
 from rlattn.tracking import read_rows
+from rlattn.train import of_the_disk
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 
@@ -68,6 +80,33 @@ def test_all_damaged_is_an_error_that_names_each_and_none_is_a_start(folder, tmp
     with pytest.raises(UserError, match=r"checkpoint-3 is damaged.*checkpoint-1 is damaged.*zero\.pt is missing"):
         newest_sound(folder)
     assert newest_sound(tmp_path / "nothing") == (None, [])
+
+
+def test_a_manifest_alone_and_one_that_is_a_pipe_are_no_checkpoints(folder):
+    (folder / "checkpoint-7").mkdir()
+    (folder / "checkpoint-7" / MANIFEST).write_text('{"files": {}}')
+    (folder / "checkpoint-8").mkdir()
+    os.mkfifo(folder / "checkpoint-8" / MANIFEST)
+    (folder / "checkpoint-9").symlink_to("/nowhere")
+    sound, skipped = newest_sound(folder)
+    assert sound == folder / "checkpoint-3" and len(skipped) == 3
+    assert "checkpoint-7 is damaged and skipped: no rank's own file is there" in skipped[2]
+    (folder / PARTIAL / "checkpoint-9").mkdir(parents=True)
+    (folder / PARTIAL / "checkpoint-9" / "rank-0-of-1.pt").write_bytes(b"x")
+    seal(folder, "checkpoint-9")  # in the link's place
+    assert problem(folder / "checkpoint-9") is None
+
+
+def test_a_full_disk_is_told_from_other_failures(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert is_full_disk(full) and is_full_disk(RuntimeError("Error while serializing: I/O error (os error 28)"))
+    assert not is_full_disk(FileNotFoundError(2, "No such file", "x")) and not is_full_disk(ValueError())
+    assert "is full" in str(of_the_disk(full, tmp_path))
+    inside, outside = (
+        IsADirectoryError(21, "Is a directory", str(place / "samples.jsonl")) for place in (tmp_path, REPO)
+    )
+    assert "samples.jsonl: Is a directory. Move it away" in str(of_the_disk(inside, tmp_path))
+    assert of_the_disk(outside, tmp_path) is None
 
 
 def test_what_was_never_sealed_is_never_read(folder):
@@ -133,7 +172,10 @@ def test_a_full_disk_of_one_rank_ends_a_deepspeed_run_which_then_goes_on(tmp_pat
     full = rlattn(*command, cwd=tmp_path, ranks=2)
     assert full.returncode != 0
     assert "rank 1 failed in training: UserError: output_dir: checkpoint-2 could not be written" in full.stderr
-    assert "the last good one is checkpoint-1. Make room on the disk; the same command then goes on." in full.stderr
+    assert (
+        "the last good one is checkpoint-1. Make room on the disk, or mend it; the same command then goes on."
+        in full.stderr
+    )
     monkeypatch.delenv("FULL")
     again = rlattn(*command, cwd=tmp_path, ranks=2)
     assert again.returncode == 0, again.stderr

@@ -43,6 +43,15 @@ def test_a_run_continued_inside_a_window_of_the_second_epoch_is_the_unbroken_run
     assert len(place["rollouts"]) == 2
 
 
+def test_a_window_of_another_shape_is_generated_anew_and_said(policy, tmp_path, capsys):  # noqa: F811
+    saving = {**WINDOWS, "max_steps": 10, "save_strategy": "steps", "save_steps": 10}
+    trained(policy, tmp_path, {"stateful": Stateful(lag=3)}, **saving)
+    wider = saving | {"steps_per_generation": 4, "max_steps": 13}
+    again = trained(policy, tmp_path, {"stateful": Stateful(lag=3)}, resume=str(tmp_path / "checkpoint-10"), **wider)
+    assert again.state.global_step == 13
+    assert "checkpoint-10 lies inside a generation window of another shape" in capsys.readouterr().out
+
+
 def test_a_run_stopped_after_its_last_step_does_not_take_another(policy, tmp_path):  # noqa: F811
     saving = {**WINDOWS, "max_steps": 5, "save_strategy": "steps", "save_steps": 5}
     whole = trained(policy, tmp_path, {"stateful": Stateful(lag=3)}, **saving)
