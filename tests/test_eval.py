@@ -174,6 +174,7 @@ def test_an_unfinished_run_is_evaluated_at_its_newest_checkpoint(runs, tmp_path,
     partial.mkdir(parents=True)
     for file in (runs / "more/model").iterdir():
         (partial / file.name).write_bytes(file.read_bytes())
+    (partial / "rank-0-of-1.pt").write_bytes(b"place")
     seal(run / "checkpoints", "checkpoint-7")
     capsys.readouterr()
     evaluate(run, "--limit", 2)
