@@ -2,9 +2,18 @@
 
 import os
 import socket
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
+
+from rlattn.ranks import say
+
+
+def stale_locks() -> list[Path]:
+    """Locks of torch's extension builder that are there now: one that a killed process left is waited for for ever."""
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
+    return sorted(Path(folder).glob("**/deepspeed_*/lock"))
 
 
 def start_deepspeed() -> dict[str, bool]:
@@ -22,5 +31,7 @@ def start_deepspeed() -> dict[str, bool]:
     if torch.cuda.is_available():
         return {}
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    for lock in stale_locks():
+        say(f"DeepSpeed waits for {lock}: another process compiles. If none does, it was killed: remove that file.")
     PartialState(backend="gloo")
     return {"use_configured_state": True}

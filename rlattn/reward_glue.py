@@ -136,7 +136,8 @@ def check_failures(trainer: AttentionGRPOTrainer, rows: int) -> dict[str, float]
             raise UserError(
                 f"rewards.{name}",
                 f"failed for {failed:.0f} of {rows} rollouts at step {step}, first with {problem}.",
-                "Mend it and start the same command again: it goes on from the last checkpoint. Or allow more: "
+                "Mend it and start the same command again: it goes on from the last checkpoint, or starts over where "
+                "there is none yet. Or allow more: "
                 "rewards.max_failed_share. (A key changed in the recipe is named in resume.allow_changed.)",
             )
     return {f"rewards/{name}/failed": n for name, n in zip(trainer.reward_func_names, failed_K, strict=True)}

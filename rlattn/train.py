@@ -42,7 +42,10 @@ def train(recipe: Recipe) -> None:
         try:
             record(_train)(recipe, watchdog)  # torchrun then ends with the first error of any rank
         except KeyboardInterrupt:
-            say("\nrlattn: interrupted; the same command goes on from the last checkpoint.")
+            kept = checkpoints(recipe.run_dir / "checkpoints")
+            say(
+                f"\nrlattn: interrupted; the same command {f'goes on from {kept[-1].name}' if kept else 'starts over'}."
+            )
             sys.exit(130)
         except Exception as error:
             if found := of_the_disk(error, recipe.run_dir):

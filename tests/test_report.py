@@ -11,7 +11,7 @@ import pytest
 
 from rlattn.recipe import load_recipe
 from rlattn.report import page, read_run, write_report
-from rlattn.report.alarms import enough_for_alarms, find_alarms, onset
+from rlattn.report.alarms import ACCURACY, enough_for_alarms, find_alarms, onset
 from rlattn.report.data import curves
 from rlattn.report.metrics import describe_metric
 from rlattn.report.thin import shortened, spread, thinned
@@ -303,6 +303,8 @@ def test_a_fall_of_held_out_accuracy_is_told_and_chance_is_not():
     assert found.name == "held-out accuracy" and "from 64.4 % (step 0) to 58.0 %" in found.found
     after[79] |= {"eval/accuracy": 0.6, "eval/low": 0.54, "eval/high": 0.66}
     assert find_alarms([before, *after]) == find_alarms([before]) == []
+    rare = [{"step": 0, ACCURACY: 0.012, "eval/low": 0.004}, {"step": 9, ACCURACY: 0.003, "eval/high": 0.022}]
+    assert find_alarms(rare) == []  # 3 and 1 of 256
     after[79] |= {"eval/accuracy": 0.95, "eval/low": 0.9, "eval/high": 0.98}
     after[89] |= {"eval/accuracy": 0.7, "eval/low": 0.6, "eval/high": 0.8}  # above the first, far below the best
     (found,) = find_alarms([before, *after])

@@ -57,3 +57,13 @@ def test_a_step_that_does_not_end_is_left_after_the_grace_time(folder, monkeypat
     result = rlattn("train", "quickstart", *RECIPE, "resume.grace_seconds=1", "output_dir=run", cwd=folder, timeout=240)
     assert result.returncode == 143
     assert "resume.grace_seconds = 1; the same command goes on" in result.stderr
+
+
+def test_a_lock_that_a_killed_compiler_left_is_named(tmp_path, monkeypatch):
+    from rlattn.distributed import stale_locks
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert stale_locks() == []
+    (tmp_path / "py311_cpu/deepspeed_shm_comm").mkdir(parents=True)
+    (tmp_path / "py311_cpu/deepspeed_shm_comm/lock").touch()
+    assert stale_locks() == [tmp_path / "py311_cpu/deepspeed_shm_comm/lock"]

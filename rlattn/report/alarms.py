@@ -55,7 +55,8 @@ def _held_out(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     best = max(evaluated, key=lambda row: row[ACCURACY])
     now, high = evaluated[-1][ACCURACY], sum(values(evaluated[-1:], "eval/high"))
     # the best of many is the luckiest: then the intervals must not meet
-    before = evaluated[0] if now < low[0] else best if high < sum(values([best], "eval/low")) else None
+    fell = now < low[0] and high < evaluated[0][ACCURACY]
+    before = evaluated[0] if fell else best if high < sum(values([best], "eval/low")) else None
     if before is None:
         return []
     text = f"Held-out accuracy fell from {100 * before[ACCURACY]:.1f} % (step {before['step']}) to {100 * now:.1f} %."
@@ -73,9 +74,7 @@ def _failures(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
         if total:
             name = key.split("/")[1]
             text = f"Reward '{name}' failed on {total:.0f} rollouts."
-            found.append(
-                Alarm(name=key, found=text, advice="See the log for the first ones; debug it with `rlattn score`.")
-            )
+            found.append(Alarm(name=key, found=text, advice="failures.jsonl in the run's folder holds the first ones."))
     return found
 
 
