@@ -51,7 +51,8 @@ class Watchdog:
         self.connected = threading.Event()
 
     def __enter__(self) -> "Watchdog":
-        threading.Thread(target=self._watch, daemon=True).start()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -64,6 +65,7 @@ class Watchdog:
                 print(f"rlattn (rank {rank()}): {first}", file=sys.stderr, flush=True)
                 raise SystemExit(1) from None
         self.over.set()
+        self.thread.join(PATIENCE)  # the interpreter must not end while it is in a call of the store's
         self.phases.enter("end")
         with contextlib.suppress(RuntimeError):
             self._speak()  # nobody shall wait for the next word
