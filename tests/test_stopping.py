@@ -4,6 +4,7 @@ import pytest
 from conftest import SMALL, rlattn
 from test_resume import untimed
 
+from rlattn.distributed import stale_locks
 from rlattn.tracking import read_rows
 
 SIGNALLED = """
@@ -60,8 +61,6 @@ def test_a_step_that_does_not_end_is_left_after_the_grace_time(folder, monkeypat
 
 
 def test_a_lock_that_a_killed_compiler_left_is_named(tmp_path, monkeypatch):
-    from rlattn.distributed import stale_locks
-
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     assert stale_locks() == []
     (tmp_path / "py311_cpu/deepspeed_shm_comm").mkdir(parents=True)

@@ -358,6 +358,7 @@ function folded(title, ...children) {
 }
 
 const tiles = (data.tiles || []).map((tile) => el("div", { class: "tile" }, el("small", {}, tile.label), el("b", {}, visible(tile.value)), el("small", {}, visible(tile.note))));
+const [creditCurves, otherCurves] = [charts("Credit"), charts("Everything else")];
 const sections = [
   section("warnings", "Failures and warnings",
     (data.alarms || []).map((alarm) => el("p", { class: "alarm" }, el("b", {}, visible(alarm.found)), ` First told at step ${alarm.since}. `, visible(alarm.advice))),
@@ -368,7 +369,7 @@ const sections = [
     (data.missing || []).length ? el("ul", { class: "soft" }, data.missing.map((line) => el("li", {}, visible(line)))) : null),
   ...(data.tables || []).map((one, i) => section(`table${i}`, one.title, el("p", { class: "soft" }, visible(one.about)), table(one.columns, one.rows))),
   section("learning", "Learning", charts("Learning") || (data.kind === "run" ? el("p", {}, "Nothing logged yet.") : null)),
-  section("credit", "Credit", charts("Credit") ? el("p", { class: "soft" }, ABOUT_CREDIT) : null, credited(), charts("Credit")),
+  section("credit", "Credit", creditCurves ? el("p", { class: "soft" }, ABOUT_CREDIT) : null, credited(), creditCurves),
   section("effort", "Effort", charts("Effort")),
   section("monitor", "Self-monitor", charts("Self-monitor")),
   section("task", "The task's own numbers", charts("Task")),
@@ -377,7 +378,7 @@ const sections = [
   section("samples", "Held-out completions", (data.samples || []).map((sample, i) => el("details", i < 2 ? { open: "" } : {},
     el("summary", {}, `Step ${sample.step}: `, el("b", { class: sample.right ? "right" : "wrong" }, sample.right ? "right" : "wrong"), " ", el("span", { class: "soft" }, visible(sample.prompt.trim().replace(/\s+/g, " ").slice(0, 70)))),
     el("pre", {}, visible(sample.prompt)), el("pre", { class: "box" }, visible(sample.completion)), el("p", {}, "Gold:"), el("pre", {}, visible(sample.gold))))),
-  section("rest", "Everything else that was logged", charts("Everything else") ? folded("Curves", charts("Everything else")) : null),
+  section("rest", "Everything else that was logged", otherCurves ? folded("Curves", otherCurves) : null),
   section("meaning", "What the numbers mean", (data.metrics || []).length ? folded("Every metric: meaning, unit, healthy range", table(["name", "meaning", "unit", "healthy"], data.metrics)) : null),
   section("recipe", "Recipe and environment", data.recipe ? folded("Recipe", el("pre", {}, visible(data.recipe))) : null, data.environment ? folded("Environment", el("pre", {}, visible(data.environment))) : null),
 ].filter(Boolean);
