@@ -28,9 +28,12 @@ def check_launcher() -> None:
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if world_size() > 1 and missing:
         raise UserError(missing[0], f"is not set, with WORLD_SIZE={world_size()}.", "Launchers set it: see launch/.")
-    if (world_size() > 1 and not 0 < _number("MASTER_PORT", 0) < 2**16) or local >= max(1, world_size()):
-        found = {name: os.environ.get(name) for name in ("LOCAL_RANK", "MASTER_PORT")}
-        raise UserError("MASTER_PORT", f"the launcher's environment does not hold together: {found}.", "See launch/.")
+    wrong = "LOCAL_RANK" if local >= world_size() else ""
+    if world_size() > 1 and not 0 < _number("MASTER_PORT", 0) < 2**16:
+        wrong = "MASTER_PORT"
+    if wrong:
+        problem = f"the launcher's environment does not hold together: it is {os.environ.get(wrong)}."
+        raise UserError(wrong, problem, "Launchers set it: see launch/.")
 
 
 def orphaned() -> bool:
