@@ -10,7 +10,8 @@
 #                    own is 30); more than resume.grace_seconds, or a rank that hangs is killed without its message
 # All machines must see the same run folder. Exit code: 0, else torchrun's own; how the ranks ended is in its last lines.
 set -euo pipefail
-if [ $# -eq 0 ]; then sed -n '2,/^set/{/^set/d; s/^# \{0,1\}//p}' "$0" >&2; exit 2; fi
+usage() { sed -n '2,/^set/{/^set/d; s/^# \{0,1\}//p}' "$0"; }
+case ${1:-} in "") usage >&2; exit 2 ;; -h | --help) usage; exit 0 ;; esac
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PY=python3
 if [ -x "$ROOT/.venv/bin/python" ]; then PY=$ROOT/.venv/bin/python; fi

@@ -179,6 +179,8 @@ def _policy_lines(
         f"memory   a rank, {strategy_of(recipe)} on {ranks}{away}, in GB:",
     ]
     lines += [f"           {name:16} {value / GB:8.1f}" for name, value in _parts(estimate) if value]
+    if estimate.total < sum(value for _, value in _parts(estimate)[:-1]):
+        lines[-1] += "  (the larger of generation and training, which come in turn: not the sum)"
     if gpu_memory is not None and estimate.total > gpu_memory * GB:
         raise UserError(
             "policy",

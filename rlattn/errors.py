@@ -1,7 +1,14 @@
 """Mistakes of the user's: one clear message, exit code 2, never a traceback."""
 
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+
+# where code lies that is not the user's
+LIBRARIES = tuple({*(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+                   str(Path(__file__).parent)})  # fmt: skip
 
 
 class UserError(Exception):
@@ -32,9 +39,14 @@ class HubUnreachable(UserError):
 
 
 def describe(error: BaseException) -> str:
-    """An exception of somebody's code on one line, even one that cannot print itself."""
+    """An exception of somebody's code on one line, even one that cannot print itself; with the line of the user's file
+    that it came through last, where there is one.
+    """
     try:
         text = " ".join(str(error).split())
     except BaseException:
         text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [(file, line) for file, line in lines if not file.startswith(("<", *LIBRARIES))]
+    return f"{what} ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else what

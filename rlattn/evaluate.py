@@ -16,12 +16,12 @@ from rlattn.effort import effort_text, thought_tokens
 from rlattn.evaluation.statistics import wilson_interval
 from rlattn.generation import generate_greedy
 from rlattn.prompts import decode, render_ids, render_text
+from rlattn.rows import storable
 from rlattn.tasks import DialogueTask, Row, Task
 from rlattn.tasks.safe_metrics import SafeMetrics
 from rlattn.trainer import AttentionGRPOTrainer
 from rlattn.types import Messages
 
-LARGEST_COLUMN = 100_000  # characters of a row's column in samples.jsonl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,19 +164,6 @@ def score_greedy(
                     }
                 )
     return outcomes, kept
-
-
-def storable(row: Row) -> Row:
-    """What JSON can hold of a task's row, so that `rlattn score` can read it back; numpy's values as plain ones."""
-    kept = {}
-    for name, value in row.items():
-        try:
-            text = json.dumps(value, allow_nan=False, default=lambda other: other.tolist())
-        except (TypeError, ValueError, AttributeError, RecursionError):  # an image, bytes, a date
-            continue
-        if len(text) <= LARGEST_COLUMN:
-            kept[name] = json.loads(text)
-    return kept
 
 
 def in_one_turn(

@@ -28,14 +28,15 @@ class Guarded:
     """A reward function of TRL's kind. What raises, is not finite or has the wrong length is neutral and counted.
 
     Attributes, of the last call: `failed` (one bool a rollout), `problem` (the first one, as text), `failing` (its
-    completion).
+    rollout: `prompt`, `completion` and, where a task gave it, `row`).
     """
 
     def __init__(self, function: Callable[..., Sequence[float | None]], name: str | None = None):
         self.function = function
         self.__name__ = name or getattr(function, "__name__", type(function).__name__)
         self.failed: list[bool] = []
-        self.problem = self.failing = ""
+        self.problem = ""
+        self.failing: dict[str, Any] = {}
         self.shown = 0
 
     def __call__(self, prompts: list, **inputs: Any) -> list[float | None]:
@@ -51,16 +52,20 @@ class Guarded:
             checked = [score_safely(_Given(value), None) for value in returned]  # type: ignore[arg-type]
             returned, problems = [value for value, _ in checked], [problem for _, problem in checked]
         texts = inputs.get("completions") or [""] * len(prompts)
-        return self.report(returned, problems, [str(text) for text in texts])
+        rollouts = [{"prompt": p, "completion": str(text)} for p, text in zip(prompts, texts, strict=True)]
+        return self.report(returned, problems, rollouts)
 
-    def report(self, values: list[float | None], problems: list[str], texts: list[str]) -> list[float | None]:
+    def report(
+        self, values: list[float | None], problems: list[str], rollouts: list[dict[str, Any]]
+    ) -> list[float | None]:
         """Counts the failures, shows the first few with their rollout, and hands the values on."""
         self.failed = [bool(problem) for problem in problems]
-        self.problem, self.failing = next((p for p in zip(problems, texts, strict=True) if p[0]), ("", ""))
-        for problem, text in zip(problems, texts, strict=True):
-            if problem and self.shown < FAILURES_SHOWN:
-                self.shown += 1
-                logger.warning("reward '%s' is neutral where it fails: %s, on %r", self.__name__, problem, text[:200])
+        failures = [found for found in zip(problems, rollouts, strict=True) if found[0]]
+        self.problem, self.failing = failures[0] if failures else ("", {})
+        for problem, rollout in failures[: max(0, FAILURES_SHOWN - self.shown)]:
+            self.shown += 1
+            text = rollout["completion"][:200]
+            logger.warning("reward '%s' is neutral where it fails: %s, on %r", self.__name__, problem, text)
         return values
 
 
@@ -109,7 +114,8 @@ class RewardFunction(Guarded):
             self.parts.append(parts)
             if problem:
                 values[place], problems[place] = None, problem
-        return self.report(values, problems, [rollout.completion for rollout in rollouts])
+        told = [{"prompt": r.prompt, "completion": r.completion, "row": r.row} for r in rollouts]
+        return self.report(values, problems, told)
 
     def _prepared(self, batch: RewardBatch, lockstep: Lockstep) -> tuple[list[Rollout], str]:
         """The rollouts with their notes, and what went wrong on any rank; the state is then as it was."""

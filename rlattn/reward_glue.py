@@ -24,13 +24,14 @@ from rlattn.lagged import LaggedPolicy
 from rlattn.lockstep import Lockstep
 from rlattn.reward_functions import Guarded, RewardFunction
 from rlattn.rewards import lags_of
+from rlattn.rows import storable
 from rlattn.types import LARGEST_WEIGHT, RewardBatch, Rollout
 
 if TYPE_CHECKING:
     from rlattn.trainer import AttentionGRPOTrainer
 
 STATE_FILE = "rewards.json"  # in a checkpoint
-COMPLETION_KEPT = 2000  # characters of one that a reward failed on
+COMPLETION_KEPT = 20_000  # characters of one that a reward failed on
 logger = logging.getLogger(__name__)
 
 
@@ -45,7 +46,8 @@ class RewardOptions:
     max_failed_share: float = 0.5
     """A run stops where a larger share of a batch's rollouts failed under one reward."""
     on_failure: Callable[[dict[str, Any]], None] | None = None
-    """Gets `step`, `reward`, `failed`, `problem` and `completion` (the first) of a batch with failures, on rank 0."""
+    """Gets `step`, `reward` and `failed` (how many) of a batch with failures, and of the first of them `problem`, `prompt`,
+    `completion` and `row`; on rank 0."""
 
 
 NO_OPTIONS = RewardOptions(requires={}, ramps={})
@@ -126,12 +128,11 @@ def check_failures(trainer: AttentionGRPOTrainer, rows: int) -> dict[str, float]
     for function, name, failed in zip(functions, trainer.reward_func_names, failed_K, strict=True):
         if not failed:
             continue
-        everyone = gather_object([(getattr(function, "problem", ""), getattr(function, "failing", ""))])
-        problem, completion = next(first for first in everyone if first[0])
+        everyone = gather_object([(getattr(function, "problem", ""), _loggable(getattr(function, "failing", {})))])
+        problem, failing = next(first for first in everyone if first[0])
         step = trainer.state.global_step + 1  # the one that is being made
         if options.on_failure and trainer.is_world_process_zero():
-            told = {"problem": problem, "completion": completion[:COMPLETION_KEPT]}
-            options.on_failure({"step": step, "reward": name, "failed": int(failed), **told})
+            options.on_failure({"step": step, "reward": name, "failed": int(failed), "problem": problem, **failing})
         if failed / rows > options.max_failed_share:
             raise UserError(
                 f"rewards.{name}",
@@ -141,6 +142,14 @@ def check_failures(trainer: AttentionGRPOTrainer, rows: int) -> dict[str, float]
                 "rewards.max_failed_share. (A key changed in the recipe is named in resume.allow_changed.)",
             )
     return {f"rewards/{name}/failed": n for name, n in zip(trainer.reward_func_names, failed_K, strict=True)}
+
+
+def _loggable(rollout: dict[str, Any]) -> dict[str, Any]:
+    """What failures.jsonl keeps of a rollout, and `rlattn score` reads back."""
+    if not rollout:
+        return {}
+    kept = {**rollout, "completion": rollout["completion"][:COMPLETION_KEPT]}
+    return storable({**kept, "row": storable(kept["row"])} if "row" in kept else kept)
 
 
 def mean_by_name(numbers: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A task's rows, looked at before anything is built on them: a task of a user's own may give anything."""
 
+import json
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
@@ -8,6 +9,7 @@ from rlattn.errors import UserError, describe
 from rlattn.tasks import Row, Split, Task
 
 GOLD_CHECKED = 3
+LARGEST_COLUMN = 100_000  # characters of a row's column that a log keeps
 
 
 def check_gold(task: Task) -> None:
@@ -68,3 +70,16 @@ def is_prompt(value: object) -> bool:
 
 def _is_message(message: object) -> bool:
     return isinstance(message, Mapping) and isinstance(message.get("role"), str) and "content" in message
+
+
+def storable(row: Row) -> Row:
+    """What JSON can hold of a task's row, so that `rlattn score` can read it back; numpy's values as plain ones."""
+    kept = {}
+    for name, value in row.items():
+        try:
+            text = json.dumps(value, allow_nan=False, default=lambda other: other.tolist())
+        except (TypeError, ValueError, AttributeError, RecursionError):  # an image, bytes, a date
+            continue
+        if len(text) <= LARGEST_COLUMN:
+            kept[name] = json.loads(text)
+    return kept

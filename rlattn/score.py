@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -17,13 +18,14 @@ from rlattn.rows import check_row
 from rlattn.types import Rollout
 
 SAMPLE = {"step", "prompt", "completion", "gold", "score", "row"}  # a line of a run's samples.jsonl
+FAILURE = {"step", "prompt", "completion", "row", "reward", "failed", "problem"}  # a line of its failures.jsonl
 
 
 def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
     """One dict a line of `completions`: its number, every reward (None: neutral) and what failed.
 
     A line is a JSON object with `completion` and the columns that the task's rows have (`answer`, `numbers`, …), in an
-    object `row`, as in a run's samples.jsonl, or beside the completion; `prompt` is text or chat messages, and may be
+    object `row`, as in a run's samples.jsonl and failures.jsonl, or beside the completion; `prompt` is text or chat messages, and may be
     left out.
 
     Raises:
@@ -36,7 +38,7 @@ def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
         prompt = line.get("prompt", "")
         if not isinstance(prompt, str):
             check_row(line, f"line {number}")
-        row = line["row"] if isinstance(line.get("row"), dict) and line.keys() <= SAMPLE else line
+        row = line["row"] if isinstance(line.get("row"), dict) and line.keys() <= SAMPLE | FAILURE else line
         if row is line and line.keys() >= SAMPLE - {"row"}:
             fix = "Samples of a new run hold them; elsewhere add the task's columns to each line."
             raise UserError(f"{completions}, line {number}", "a sample without the task's row.", fix)
@@ -56,10 +58,19 @@ def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
             {
                 "line": number,
                 **{name: value for name, (value, _) in results.items()},
-                "failed": {name: problem for name, (_, problem) in results.items() if problem},
+                "failed": {name: _with_columns(problem, row) for name, (_, problem) in results.items() if problem},
             }
         )
     return scored
+
+
+def _with_columns(problem: str, row: dict[str, Any]) -> str:
+    """What went wrong, and what columns there are where one was missed."""
+    missed = re.match("KeyError: '([^']*)'", problem)
+    if not missed or missed[1] in row:
+        return problem
+    columns = ", ".join(name for name in row if name not in ("prompt", "completion")) or "none"
+    return f"{problem}: the line has no column '{missed[1]}' (it has {columns})"
 
 
 def _scorer(reward: Reward, timeout: float | None) -> Callable[[Rollout], tuple[float | None, str]]:

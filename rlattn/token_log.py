@@ -1,7 +1,7 @@
 """Glue: which tokens were credited. A few sampled rollouts of a step, token by token, and how far the heads look.
 
 `tokens/step-000010.parquet`: one row a completion token of `tracking.token_rollouts` rollouts (columns: `SCHEMA`, and
-one `reward/<name>` a reward). `heads.jsonl`: one object a step, `span`, `local` and `global` as layers x heads. All of
+one `reward/<name>` and one `neutral/<name>` a reward). `heads.jsonl`: one object a step, `span`, `local` and `global` as layers x heads. All of
 it is what the training forward saw: no forward is added. B rollouts, T completion tokens, K rewards.
 """
 
@@ -45,6 +45,8 @@ SCHEMA = pa.schema(
         ("prompt", pa.string()),  # at position 0 only
     ]
 )
+# `neutral`: the reward failed or said nothing there, and `reward` is the mean of the rest of its group
+BY_REWARD = {"reward": pa.float32(), "neutral": pa.bool_()}
 FRACTION = 0.4  # marks of a rule without a top_fraction
 SIGNALS = ("weight", "waad", "fai")
 CONTEXT = 8  # tokens before one that its text is decoded with
@@ -107,6 +109,7 @@ class TokenLog(TrainerCallback):
         rewards_BK = trainer._rewards_BK[rollout_B]
         total_B = (rewards_BK * trainer.reward_weights.to(device)).nansum(dim=1)
         found = {"log/rollout": rollout_B, "log/rewards": rewards_BK, "log/reward": total_B}
+        found["log/neutral"] = trainer._neutral_BK[rollout_B]
         if credited:
             found |= {f"log/{name}": values_BT for name, values_BT in self.signals.items()}
             found["log/advantage"] = advantage_BT
@@ -151,6 +154,7 @@ class TokenLog(TrainerCallback):
             "weight": [1.0] * int(real_T.sum()),
             "reward": float(inputs["log/reward"][row]),
             "rewards": dict(zip(trainer.reward_func_names, inputs["log/rewards"][row].tolist(), strict=True)),
+            "neutral": dict(zip(trainer.reward_func_names, inputs["log/neutral"][row].tolist(), strict=True)),
             "prompt": _text(trainer._tokenizer, inputs["prompt_ids"][row], inputs["prompt_mask"][row]),
         }
         if signals:
@@ -167,7 +171,8 @@ class TokenLog(TrainerCallback):
 def write_tokens(file: Path, rollouts: list[dict[str, Any]]) -> None:
     """One row a token, in the order of the rollouts; the file appears whole or not at all."""
     names = sorted({name for rollout in rollouts for name in rollout["rewards"]})
-    schema = pa.schema([*SCHEMA, *((f"reward/{name}", pa.float32()) for name in names)])
+    by_reward = [pa.field(f"{column}/{name}", kind) for column, kind in BY_REWARD.items() for name in names]
+    schema = pa.schema([*SCHEMA, *by_reward])
     tables = []
     for rollout in sorted(rollouts, key=lambda rollout: rollout["rollout"]):
         count = len(rollout["token_id"])
@@ -176,6 +181,7 @@ def write_tokens(file: Path, rollouts: list[dict[str, Any]]) -> None:
             "position": list(range(count)),
             "prompt": [rollout["prompt"], *[None] * (count - 1)][:count],
             **{f"reward/{name}": rollout["rewards"].get(name) for name in names},
+            **{f"neutral/{name}": rollout.get("neutral", {}).get(name) for name in names},
         }
         arrays = {field.name: _column(columns.get(field.name), count, field.type) for field in schema}
         tables.append(pa.table(arrays, schema=schema))

@@ -156,7 +156,9 @@ class AttentionGRPOTrainer(GRPOTrainer):
             log(f"rewards/{name}/neutral", neutral)
         gates = {names.index(gated): names.index(required) for gated, required in options.requires.items()}
         # TRL normalises this table for its logs, we for the loss: both must see the same one.
-        self._rewards_BK = fill_neutral(apply_gates(rewards_BK, gates), self._group_size)
+        rewards_BK = apply_gates(rewards_BK, gates)
+        self._neutral_BK = rewards_BK.isnan()
+        self._rewards_BK = fill_neutral(rewards_BK, self._group_size)
         self.reward_weights = weights_now(self, self._base_weights_K, options)
         for name, weight in zip(names, self.reward_weights.tolist(), strict=True):
             log(f"rewards/{name}/weight", weight)

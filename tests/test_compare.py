@@ -59,7 +59,7 @@ def test_what_a_task_is_judged_by_is_told_setting_by_setting(runs):
         append_row(run / "metrics.jsonl", {"step": 20, "eval/dtr": lies, "eval/effort_0.25/tokens": 3, "eval/low": 1})
     found = compare(runs)
     table = found["tables"][2]
-    assert table["columns"] == ["number", "a/0 and 1 more", "b/0"]
+    assert table["columns"] == ["number", "a/0, a/1", "b/0"]
     assert table["rows"] == [
         ["eval/dtr", "0.6000 ± 1.2706", "0.1"], ["eval/effort_0.25/tokens", "3.000 ± 0.000", "3"],
         ["task/false_claims", "0.6000 ± 1.2706", "0.1"],

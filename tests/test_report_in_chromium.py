@@ -35,7 +35,7 @@ def report(tmp_path_factory):
     run = run_folder(tmp_path_factory.mktemp("run"), HOSTILE)
     words = ["<think>", " carry", HOSTILE, " 4"]
     first = [rollout(i, text=words, right=float(i == 1)) for i in range(4)]
-    first[0] |= {"weight": [1.0, 1.5, 1.0, 1.75], "entropy": [0.1, 2.0, 0.3, 0.05]}
+    first[0] |= {"weight": [1.0, 1.5, 1.0, 1.75], "entropy": [0.1, 2.0, 0.3, 0.05], "neutral": {"accuracy": True}}
     write_tokens(run / "tokens/step-000001.parquet", first)
     write_tokens(run / "tokens/step-000002.parquet", [rollout(i, right=float(i % 2)) for i in range(4)])
     return write_report(run)
@@ -109,6 +109,13 @@ def test_next_and_previous_go_round(opened):
     assert opened.page.evaluate(value) == "3"
     opened.page.get_by_label("Next rollout").click()
     assert opened.page.evaluate(value) == "0"
+
+
+def test_a_reward_that_failed_on_a_rollout_is_said_beside_it(opened):
+    opened.page.locator("#step").press("Home")
+    assert "accuracy 0 (failed or silent: its group's mean)" in opened.text("#tokens")
+    opened.page.get_by_label("Next rollout").click()
+    assert "accuracy 1)" in opened.text("#tokens") and "silent" not in opened.text("#tokens")
 
 
 def test_every_signal_colours_the_tokens(opened):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import SMALL, rlattn
@@ -78,6 +79,31 @@ def test_the_runs_own_samples_can_be_scored(finished):
     samples = list(read_rows(folder / RUN / "samples.jsonl"))
     assert [row["accuracy"] for row in scored] == [sample["score"] for sample in samples]
     assert not any(row["failed"] for row in scored)
+
+
+OWN = """
+class Picky:
+    def score(self, rollout):
+        if sum(rollout.completion_ids) % 3 == 0:
+            raise ValueError(rollout.row["depth"])
+        return 1.0
+"""
+
+
+def test_where_a_reward_fails_is_found_replayed_and_marked(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    picky = ("rewards.picky.python=own:Picky", "rewards.max_failed_share=1", "trainer.max_steps=1")
+    result = rlattn("train", "quickstart", *SMALL, *picky, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    first = next(read_rows(tmp_path / RUN / "failures.jsonl"))
+    assert first["problem"] == "KeyError: 'depth' (own.py, line 5)" and first["problem"] in result.stderr
+    assert first["prompt"][-1]["role"] == "user" and first["row"]["answer"]
+    again = rlattn("score", f"{RUN}/recipe.yaml", "--completions", f"{RUN}/failures.jsonl", cwd=tmp_path)
+    said = " ".join(again.stdout.split())
+    assert f"'picky' fails first with: {first['problem']}: the line has no column 'depth' (it has terms, answer" in said
+    tokens = pq.read_table(tmp_path / RUN / "tokens/step-000001.parquet").to_pandas().groupby("rollout")
+    failed = tokens.token_id.sum() % 3 == 0
+    assert (tokens["neutral/picky"].first() == failed).all() and not tokens["neutral/accuracy"].any().any()
 
 
 def test_the_same_command_again_says_that_it_is_complete(finished):

@@ -196,15 +196,16 @@ def at_the_end(settings: list[list[str]], rows: dict[str, list[dict[str, Any]]])
     late = {name: {key: late_mean(of_run, key) for key in keys} for name, of_run in rows.items()}
     return {
         "title": "At the end",
-        "about": "Mean over the last tenth of the steps; what is evaluated (eval/…), at its last evaluation. "
-        "With several seeds, their mean and its 95 % interval.",
-        "columns": ["number", *(f"{members[0]}{_others(members)}" for members in settings)],
+        "about": "Mean over the last tenth of the steps; what is evaluated (eval/…), at its last evaluation. Shares are "
+        "of 1. With several seeds, their mean and its 95 % interval (of two runs very wide: 12.7 standard errors).",
+        "columns": ["number", *(_heading(members) for members in settings)],
         "rows": [[key, *(spread([late[name][key] for name in members]) for members in settings)] for key in keys],
     }
 
 
-def _others(members: list[str]) -> str:
-    return f" and {len(members) - 1} more" if len(members) > 1 else ""
+def _heading(members: list[str]) -> str:
+    """`a`, `a, b` or `a … e (5 runs)`."""
+    return ", ".join(members) if len(members) < 3 else f"{members[0]} … {members[-1]} ({len(members)} runs)"
 
 
 def late_mean(rows: list[dict[str, Any]], key: str) -> float | None:

@@ -317,7 +317,7 @@ function tokenView() {
       prompt.replaceChildren(); text.replaceChildren(); scale.replaceChildren();
       return;
     }
-    const parts = Object.entries(shown.rewards).map(([name, value]) => `${name} ${show(value)}`).join(", ");
+    const parts = Object.entries(shown.rewards).map(([name, value]) => `${name} ${show(value)}${(shown.neutral || []).includes(name) ? value === null ? " (failed or silent)" : " (failed or silent: its group's mean)" : ""}`).join(", ");
     head.replaceChildren(el("b", { class: shown.right ? "right" : "wrong" }, words[shown.right ? 0 : 1]), `; reward ${show(shown.reward)} (`, ...visible(parts), `); advantage ${show(shown.mean_advantage)}; ${shown.cut ? "cut here after " : ""}${shown.tokens.length} tokens`,
       Math.abs(shown.mean_advantage) < 1e-3 ? el("span", { class: "soft" }, "; no signal: its group was paid alike, so its weights moved nothing") : "");
     prompt.replaceChildren(...visible(shown.prompt));

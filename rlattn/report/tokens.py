@@ -96,6 +96,7 @@ def _empty(part: Any, number: int) -> dict[str, Any]:
         "group": _rounded([head.get("group")], 0)[0],
         "reward": _rounded([head.get("reward")], 4)[0],
         "rewards": {name: _rounded([value], 4)[0] for name, value in rewards.items()},
+        "neutral": [name for name in rewards if head.get(f"neutral/{name}") is True],
         "prompt": str(head.get("prompt") or ""),
         "tokens": [],
         "marks": "",
