@@ -149,7 +149,7 @@ def _loggable(rollout: dict[str, Any]) -> dict[str, Any]:
     if not rollout:
         return {}
     kept = {**rollout, "completion": rollout["completion"][:COMPLETION_KEPT]}
-    return storable({**kept, "row": storable(kept["row"])} if "row" in kept else kept)
+    return dict(storable({**kept, "row": storable(kept["row"])} if "row" in kept else kept))
 
 
 def mean_by_name(numbers: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""Glue: SIGTERM, SIGUSR1 and a closed terminal end a run after the step in progress, on all ranks alike, and it saves.
+"""Glue: SIGTERM, SIGUSR1 and a closed terminal end a run after the step in progress, on all ranks alike, and it saves;
+so does Ctrl-C where there is one process.
 
 The ranks agree at the end of every step (one number a rank), so that none saves or stops alone. A signal is seen by a
 thread of its own: the main one may sit in a collective call that never returns, where Python runs no handlers.
@@ -14,7 +15,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rlattn.ranks import world_size
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+CTRL_C = signal.SIGINT  # of many ranks, launchers make a SIGTERM of it
 
 
 class StopSignals(TrainerCallback):
@@ -22,7 +26,8 @@ class StopSignals(TrainerCallback):
 
     One that is ignored already stays so: SIGHUP under nohup and in the ranks of `--ranks`, whose parent passes it on.
     Where the ranks do not come to the end of a step within `grace_seconds`, the process exits by itself: the run then
-    goes on from the last checkpoint. Exit code: 128 + the signal's number, 143 for SIGTERM.
+    goes on from the last checkpoint; after Ctrl-C it waits, and Ctrl-C again ends it. Exit code: 128 + the signal's
+    number, 143 for SIGTERM.
     """
 
     def __init__(self, grace_seconds: float):
@@ -36,15 +41,16 @@ class StopSignals(TrainerCallback):
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        wanted = (*SIGNALS, CTRL_C) if world_size() == 1 else SIGNALS
+        self._heeded = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]
         for number in self._heeded:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, _told_once if number == CTRL_C else lambda *_: None)
         threading.Thread(target=self._wait_for_signal, daemon=True).start()
 
     def leave(self) -> None:
         signal.set_wakeup_fd(-1)
         for number in self._heeded:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.default_int_handler if number == CTRL_C else signal.SIG_DFL)
         self._agreed.set()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -59,9 +65,11 @@ class StopSignals(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def _wait_for_signal(self) -> None:
-        while (number := self._reader.recv(1)[0]) not in SIGNALS:  # Ctrl-C is written there too
-            continue
-        self._received = number
+        number = 0
+        while number not in SIGNALS:
+            number = self._reader.recv(1)[0]
+            if number in self._heeded:
+                self._received = number
         if not self._agreed.wait(self.grace_seconds):
             print(
                 f"rlattn: {signal.Signals(number).name}, but the step did not end on all ranks within "
@@ -70,3 +78,10 @@ class StopSignals(TrainerCallback):
                 flush=True,
             )
             os._exit(128 + number)
+
+
+def _told_once(*_: Any) -> None:
+    """Of Ctrl-C: the second one is Python's own."""
+    signal.signal(CTRL_C, signal.default_int_handler)
+    text = "\nrlattn: stops after the step in progress, with a checkpoint; Ctrl-C again ends it at once."
+    print(text, file=sys.stderr, flush=True)

@@ -69,12 +69,15 @@ def open_run(recipe: Recipe) -> int | None:
         raise UserError(
             "output_dir", f"{run} holds a run of another recipe ({'; '.join(shown)}{more}).", f"Name another{allow}"
         )
-    finished = bool(read_summary(run)) and (run / "model").is_dir()
-    if finished and not changed:
-        return None
+    summary = read_summary(run)
+    finished = bool(summary) and (run / "model").is_dir()
     checkpoint, _ = newest_sound(run / "checkpoints", hashes=False)
     done = checkpoint_step(checkpoint) if checkpoint else 0
-    return None if finished and 0 < recipe.trainer.get("max_steps", -1) <= done else done
+    if summary and recipe.policy.supervised_control and "supervised_control" not in summary:
+        if done == summary.get("max_steps"):
+            return done  # the control was interrupted, and is all that is left to do
+    at_end = not changed or 0 < recipe.trainer.get("max_steps", -1) <= done
+    return None if finished and at_end else done
 
 
 def is_run(folder: Path) -> bool:

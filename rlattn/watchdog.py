@@ -31,6 +31,7 @@ FAILURE, FINISHED = "failure", "finished"  # keys of the store
 # A rank that is not heard of for so many polls of one's own is gone (seconds would count what Ctrl-Z stopped). Long, as
 # some calls let no other thread run; loading and writing files can take even longer, so nobody is missed there.
 SILENT_POLLS = 300
+ABSENT_POLLS = 60  # between two words about ranks that have not come
 AUDIBLE = {*TIMED} - {"checkpoint"}
 
 
@@ -56,16 +57,19 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if isinstance(error, Exception):
+        # somebody's code that ends the process, with whatever exit code
+        left = error if isinstance(error, SystemExit) and self.phases.now in TIMED else None
+        own = first = ""
+        if error and (isinstance(error, Exception) or left):
             self.connected.wait(PATIENCE)
             own = f"rank {rank()} failed in {self.phases.now}: {describe(error)}"
             first = self._tell(own)
-            self.over.set()
-            if first != own and not isinstance(error, UserError):  # what it met is an echo of it, such as a lost peer
-                print(f"rlattn (rank {rank()}): {first}", file=sys.stderr, flush=True)
-                raise SystemExit(1) from None
         self.over.set()
         self.thread.join(PATIENCE)  # the interpreter must not end while it is in a call of the store's
+        # what this rank met can be an echo of the first failure, such as a lost peer
+        if (first != own and not isinstance(error, UserError)) or (left and not left.code):
+            print(f"rlattn (rank {rank()}): {first}", file=sys.stderr, flush=True)
+            raise SystemExit(1) from None
         self.phases.enter("end")
         with contextlib.suppress(RuntimeError):
             self._speak()  # nobody shall wait for the next word
@@ -103,6 +107,10 @@ class Watchdog:
                 if self.store and self.store.check([FAILURE]):
                     self._leave(self.store.get(FAILURE).decode())
                 self._speak()
+                if self.polls % ABSENT_POLLS == 0 and (absent := self._absent()):
+                    ranks = ", ".join(map(str, absent[:8])) + (" …" if len(absent) > 8 else "")
+                    waited = self.polls * POLL_SECONDS
+                    say(f"rlattn: waiting for rank {ranks} of {world_size()}, not heard of in {waited:.0f} s.")
                 if missing := self._missing():
                     self._leave(self._tell(missing))
                 if stayed > self.stall_seconds:
@@ -142,6 +150,12 @@ class Watchdog:
                     "machine is gone, or a call lets no other thread run there"
                 )
         return None
+
+    def _absent(self) -> list[int]:
+        """The ranks that have not come yet, for rank 0 to tell."""
+        if self.store is None or rank() > 0:
+            return []
+        return [other for other in range(1, world_size()) if not self.store.check([f"rank-{other}"])]
 
     def _silence(self, of_rank: int) -> int:
         return self.heard.get(of_rank, (b"", 0))[1]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,21 @@ def test_the_same_command_again_says_that_it_is_complete(finished):
     assert result.returncode == 0
     assert "complete" in result.stdout
     assert (folder / RUN / "metrics.jsonl").read_text() == before
+
+
+def test_an_interrupted_supervised_control_is_made_up(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    file = tmp_path / RUN / "summary.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in whole.items() if name != "supervised_control"}))
+    result = rlattn("train", "quickstart", *SMALL, "policy.supervised_control=true", cwd=tmp_path)
+    assert result.returncode == 0 and "supervised training on" in result.stdout, result.stderr
+    of_session = ("seconds", "start_step")
+    again = json.loads(file.read_text())
+    assert {k: v for k, v in again.items() if k not in of_session} == {
+        k: v for k, v in whole.items() if k not in of_session
+    }
+    assert (tmp_path / RUN / "metrics.jsonl").read_text() == (finished[0] / RUN / "metrics.jsonl").read_text()
 
 
 def test_another_recipe_is_refused_the_folder(finished):

@@ -1,5 +1,7 @@
 """SIGTERM and SIGUSR1: save, stop, go on; real processes and real signals."""
 
+import signal
+
 import pytest
 from conftest import SMALL, rlattn
 from test_resume import untimed
@@ -13,7 +15,9 @@ class Signalled:
     def prepare(self, batch):
         number, rank = os.environ.get("SIGNAL"), os.environ.get("RANK", "0")
         if number and batch.step == 1 and rank == os.environ.get("TO_RANK", "0"):
-            os.kill(os.getpid(), int(number))
+            for _ in range(int(os.environ.get("TIMES", "1"))):
+                os.kill(os.getpid(), int(number))
+                time.sleep(0.1)
             time.sleep(float(os.environ.get("THEN_SLEEP", "0")))
         return [None] * len(batch.rollouts)
     def score(self, rollout): return float(len(rollout.completion_ids) % 2)
@@ -39,6 +43,20 @@ def test_sigterm_saves_and_stops_and_the_same_command_gives_the_unbroken_run(fol
     assert again.returncode == 0, again.stderr
     rows = [untimed(read_rows(folder / run / "metrics.jsonl")) for run in ("whole", "run")]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [("1", "stopped by SIGINT after step 2, saved in"), ("2", "interrupted; the same command starts over")],
+)
+def test_ctrl_c_saves_and_stops_and_a_second_one_does_not_wait(folder, monkeypatch, times, said):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so on
+    monkeypatch.setenv("SIGNAL", "2")
+    monkeypatch.setenv("TIMES", times)
+    result = rlattn("train", "quickstart", *RECIPE, "output_dir=run", cwd=folder)
+    signal.signal(signal.SIGINT, before)
+    assert result.returncode == 130, result.stderr
+    assert said in result.stdout and "Ctrl-C again ends it at once" in result.stderr
 
 
 def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(folder, monkeypatch):

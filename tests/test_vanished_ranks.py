@@ -14,7 +14,7 @@ RANK = """
 import sys, time
 from rlattn import watchdog
 from rlattn.phases import Phases
-watchdog.POLL_SECONDS, watchdog.SILENT_POLLS, watchdog.PATIENCE = 0.1, 10, 0.5
+watchdog.POLL_SECONDS, watchdog.SILENT_POLLS, watchdog.PATIENCE, watchdog.ABSENT_POLLS = 0.1, 10, 0.5, 10
 phases = Phases()
 phases.enter(sys.argv[1])
 with watchdog.Watchdog(phases, stall_seconds=1000):
@@ -71,3 +71,20 @@ def test_nobody_is_missed_while_a_checkpoint_is_written(ranks):
     enough = polls() + 30  # three times as many as silence takes
     wait_for(lambda: polls() >= enough)
     assert started[0].poll() is None
+
+
+def test_ranks_that_have_not_come_are_named():
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    found = {"WORLD_SIZE": "3", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    command = [sys.executable, "-c", RANK, "setup"]
+    with subprocess.Popen(command, env={**os.environ, **found}, stdout=subprocess.PIPE, text=True) as alone:
+        assert "waiting for rank 1, 2 of 3, not heard of in 1 s" in alone.stdout.readline()
+        alone.kill()
+
+
+@pytest.mark.parametrize("code", ["0", "7"])
+def test_a_process_that_somebodys_code_ends_has_failed(code):
+    ends = RANK.replace("time.sleep(600)", f"sys.exit({code})")
+    result = subprocess.run([sys.executable, "-c", ends, "reward"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == (int(code) or 1)
+    assert code != "0" or "rank 0 failed in reward: SystemExit: 0" in result.stderr
