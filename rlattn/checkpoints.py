@@ -46,7 +46,7 @@ def seal(folder: Path, name: str) -> None:
     partial, final = folder / PARTIAL / name, folder / name
     files = _files(partial)
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(lambda file: _digest(partial / file), files))
+        digests = list(pool.map(lambda file: file_digest(partial / file), files))
     listed = {file: [(partial / file).stat().st_size, digest] for file, digest in zip(files, digests, strict=True)}
     (partial / MANIFEST).write_text(json.dumps({"files": listed}, indent=1), encoding="utf-8")
     for path in (*partial.rglob("*"), partial):
@@ -79,7 +79,7 @@ def problem(checkpoint: Path, *, hashes: bool = True) -> str | None:
                 return f"{file} has {found} bytes instead of {size}"
         if hashes:
             with ThreadPoolExecutor() as pool:
-                digests = list(pool.map(lambda file: _digest(checkpoint / file), expected))
+                digests = list(pool.map(lambda file: file_digest(checkpoint / file), expected))
             for file, digest in zip(expected, digests, strict=True):
                 if digest != expected[file][1]:
                     return f"the contents of {file} have changed"
@@ -156,7 +156,7 @@ def _files(folder: Path) -> list[str]:
     return sorted(path for path in found if path != MANIFEST)
 
 
-def _digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
     with file.open("rb") as contents:
         return hashlib.file_digest(contents, "sha256").hexdigest()
 

@@ -1,6 +1,5 @@
 """Held-out accuracy: greedy, with an interval, on every rank's share of the rows."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,6 @@ from rlattn.tasks import DialogueTask, Row, Task
 from rlattn.tasks.safe_metrics import SafeMetrics
 from rlattn.trainer import AttentionGRPOTrainer
 from rlattn.types import Messages
-
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,8 +46,8 @@ class RewardOptions:
     max_failed_share: float = 0.5
     """A run stops where a larger share of a batch's rollouts failed under one reward."""
     on_failure: Callable[[dict[str, Any]], None] | None = None
-    """Gets `step`, `reward` and `failed` (how many) of a batch with failures, and of the first of them `problem`, `prompt`,
-    `completion` and `row`; on rank 0."""
+    """Gets `step`, `reward` and `failed` (how many) of a batch with failures, and of the first of them `problem`,
+    `prompt`, `completion` and `row`; on rank 0."""
 
 
 NO_OPTIONS = RewardOptions(requires={}, ramps={})

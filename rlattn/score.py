@@ -25,8 +25,8 @@ def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
     """One dict a line of `completions`: its number, every reward (None: neutral) and what failed.
 
     A line is a JSON object with `completion` and the columns that the task's rows have (`answer`, `numbers`, …), in an
-    object `row`, as in a run's samples.jsonl and failures.jsonl, or beside the completion; `prompt` is text or chat messages, and may be
-    left out.
+    object `row`, as in a run's samples.jsonl and failures.jsonl, or beside the completion; `prompt` is text or chat
+    messages, and may be left out.
 
     Raises:
         UserError: the file or a line of it cannot be read.

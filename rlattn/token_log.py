@@ -1,8 +1,9 @@
 """Glue: which tokens were credited. A few sampled rollouts of a step, token by token, and how far the heads look.
 
 `tokens/step-000010.parquet`: one row a completion token of `tracking.token_rollouts` rollouts (columns: `SCHEMA`, and
-one `reward/<name>` and one `neutral/<name>` a reward). `heads.jsonl`: one object a step, `span`, `local` and `global` as layers x heads. All of
-it is what the training forward saw: no forward is added. B rollouts, T completion tokens, K rewards.
+one `reward/<name>` and one `neutral/<name>` a reward). `heads.jsonl`: one object a step, `span`, `local` and `global`
+as layers x heads. All of it is what the training forward saw: no forward is added. B rollouts, T completion tokens, K
+rewards.
 """
 
 import os

@@ -17,10 +17,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rlattn.checkpoints import checkpoint_ranks, checkpoint_step, checkpoints, newest_sound
+from rlattn.checkpoints import checkpoint_ranks, checkpoint_step, checkpoints, newest_sound, problem
 from rlattn.errors import UserError
 from rlattn.ranks import say
 from rlattn.recipe import Recipe, differences, load_recipe
+from rlattn.sources import changed_sources, sources
 from rlattn.trainer_keys import KEPT_BY_CHECKPOINT
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "wandb", "vllm")
@@ -71,13 +72,21 @@ def open_run(recipe: Recipe) -> int | None:
         )
     summary = read_summary(run)
     finished = bool(summary) and (run / "model").is_dir()
+    if finished and not changed and not _control_owed(recipe, summary):
+        return None
     checkpoint, _ = newest_sound(run / "checkpoints", hashes=False)
     done = checkpoint_step(checkpoint) if checkpoint else 0
-    if summary and recipe.policy.supervised_control and "supervised_control" not in summary:
-        if done == summary.get("max_steps"):
-            return done  # the control was interrupted, and is all that is left to do
-    at_end = not changed or 0 < recipe.trainer.get("max_steps", -1) <= done
-    return None if finished and at_end else done
+    return None if finished and changed and 0 < recipe.trainer.get("max_steps", -1) <= done else done
+
+
+def _control_owed(recipe: Recipe, summary: dict[str, Any] | None) -> bool:
+    """Whether the supervised control of a finished run was interrupted, and can be made up from the last checkpoint."""
+    if not summary or not recipe.policy.supervised_control or "supervised_control" in summary:
+        return False
+    last = checkpoints(recipe.run_dir / "checkpoints")[-1:]
+    return (
+        bool(last) and checkpoint_step(last[0]) == summary.get("max_steps") and problem(last[0], hashes=False) is None
+    )
 
 
 def is_run(folder: Path) -> bool:
@@ -133,8 +142,12 @@ def leave_run(folder: Path, lock: FileLock) -> None:
 def start_run(recipe: Recipe, step: int, world_size: int) -> None:
     """Writes environment.json and recipe.yaml, and cuts what lies after `step` out of the logs. One rank only."""
     run = recipe.run_dir
+    now = environment(recipe, world_size)
+    if step and is_run(run):
+        for source in changed_sources(json.loads((run / "environment.json").read_text(encoding="utf-8")), now):
+            say(f"warning: {source} is not what it was: from here on the run is made with what it holds now.")
     # environment.json first: it marks the folder as rlattn's
-    write_text(run / "environment.json", json.dumps(environment(recipe, world_size), indent=2))
+    write_text(run / "environment.json", json.dumps(now, indent=2))
     write_text(run / "recipe.yaml", recipe.to_yaml())
     (run / "summary.json").unlink(missing_ok=True)
     for name in ("metrics.jsonl", "samples.jsonl", "heads.jsonl", FAILURES):
@@ -148,7 +161,7 @@ def start_run(recipe: Recipe, step: int, world_size: int) -> None:
 
 
 def environment(recipe: Recipe, world_size: int) -> dict[str, Any]:
-    """What a run depends on besides its recipe. Holds no user names, keys or environment variables."""
+    """What a run depends on besides its recipe, its code imported already. Holds no keys or environment variables."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -163,6 +176,7 @@ def environment(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "packages": versions,
         "world_size": world_size,
         "seed": recipe.seed,
+        "sources": sources(recipe),
     }
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from rlattn.checkpoints import PARTIAL, seal
 from rlattn.errors import UserError
+from rlattn.plugins import build_rewards
 from rlattn.ranks import check_launcher
 from rlattn.recipe import load_recipe
 from rlattn.tracking import is_run, open_run, start_run
@@ -42,6 +43,25 @@ def test_other_keys_may_change_where_they_are_named(run):
     with pytest.raises(UserError, match=r"trainer\.max_steps: 40 there, 50 here"):
         open_run(recipe_in(run, "trainer.max_steps=50"))
     assert open_run(recipe_in(run, "trainer.max_steps=50", "resume.allow_changed=[trainer.max_steps]")) == 20
+
+
+def test_code_and_data_that_changed_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, data = tmp_path / "changing.py", tmp_path / "rows.jsonl"
+    code.write_text("class Mine:\n    def score(self, rollout): return 1.0\n")
+    data.write_text('{"question": "1 + 1", "answer": "2"}\n')
+    recipe = recipe_in(tmp_path / "run", "rewards.mine.python=changing:Mine", f"task={{kind: dataset, path: {data}}}")
+    (tmp_path / "run").mkdir()
+    build_rewards(recipe)
+    start_run(recipe, 0, 1)
+    start_run(recipe, 20, 1)
+    assert capsys.readouterr().out == ""
+    code.write_text(code.read_text().replace("1.0", "2.0"))
+    data.write_text(data.read_text().replace("1 + 1", "3 - 1"))
+    start_run(recipe, 20, 1)
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(" is not what it was")[0] for line in told] == [f"warning: {code}", f"warning: {data}"]
 
 
 def test_checkpoints_without_a_recipe_are_nobodys(run):

@@ -196,8 +196,8 @@ def at_the_end(settings: list[list[str]], rows: dict[str, list[dict[str, Any]]])
     late = {name: {key: late_mean(of_run, key) for key in keys} for name, of_run in rows.items()}
     return {
         "title": "At the end",
-        "about": "Mean over the last tenth of the steps; what is evaluated (eval/…), at its last evaluation. Shares are "
-        "of 1. With several seeds, their mean and its 95 % interval (of two runs very wide: 12.7 standard errors).",
+        "about": "Mean over the last tenth of the steps; what is evaluated (eval/…), at its last one; shares are of 1. "
+        "With several seeds, their mean and its 95 % interval (of two runs very wide: 12.7 standard errors).",
         "columns": ["number", *(_heading(members) for members in settings)],
         "rows": [[key, *(spread([late[name][key] for name in members]) for members in settings)] for key in keys],
     }
