@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"rlattn{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nrlattn: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr, flush=True)
+        print("\nrlattn: interrupted.", file=sys.stderr, flush=True)
         sys.exit(130)
 
 
