@@ -130,8 +130,9 @@ def part_advantages(values_BP: Tensor, group_size: int) -> Tensor:
     return scored_NGP.view_as(values_BP).nan_to_num(nan=0.0)
 
 
-def silent_groups(rewards_BK: Tensor, weights_K: Tensor, group_size: int) -> float:
-    """The share of groups in which no reward that has a weight tells one rollout from another: they teach nothing.
+def silent_groups(rewards_BK: Tensor, weights_K: Tensor, group_size: int, parts_BK: Tensor) -> float:
+    """The share of groups in which no reward that has a weight tells one rollout from another, nor any reward's parts
+    (parts_BK: the size of what they added): they teach nothing.
 
     TRL's `frac_reward_zero_std` looks at the batch under `decoupled`, and takes rounding for a spread.
     """
@@ -139,22 +140,23 @@ def silent_groups(rewards_BK: Tensor, weights_K: Tensor, group_size: int) -> flo
     grouped_NGK = weighed_BK.view(len(rewards_BK) // group_size, group_size, weighed_BK.shape[1])
     first_N1K = grouped_NGK[:, :1]
     differ_NGK = (grouped_NGK - first_N1K).abs() > 1e-6 * (1 + first_N1K.abs())
-    return 1.0 - differ_NGK.flatten(1).any(dim=1).float().mean().item()
+    parts_N = parts_BK.view(len(differ_NGK), -1).any(dim=1)
+    return 1.0 - (differ_NGK.flatten(1).any(dim=1) | parts_N).float().mean().item()
 
 
-def table_metrics(
-    rewards_BK: Tensor, contribution_BK: Tensor, group_size: int, names: Sequence[str]
-) -> dict[str, float]:
+def table_metrics(rewards_BK: Tensor, size_BK: Tensor, group_size: int, names: Sequence[str]) -> dict[str, float]:
     """What each reward did, by name: spread inside groups, share of |A|, correlation with the others inside groups.
 
+    size_BK is how much each reward moved the advantage of a rollout, >= 0.
+
     `rewards/<name>/group_std`: mean over groups; 0 means that it tells no rollout of a group from another.
-    `rewards/<name>/share`: of the sum of |contribution| over all rewards, in [0, 1].
+    `rewards/<name>/share`: of the sum of size_BK over all rewards, in [0, 1].
     `rewards/<a>/correlation/<b>`: Pearson's, of group-centred rewards; left out where one of them does not vary.
     """
     grouped_NGK = rewards_BK.view(-1, group_size, len(names))
     centred_BK = (grouped_NGK - grouped_NGK.nanmean(dim=1, keepdim=True)).view_as(rewards_BK).nan_to_num(nan=0.0)
     spread_K = _nanstd(grouped_NGK, dim=1).nanmean(dim=0) if group_size > 1 else rewards_BK.new_zeros(len(names))
-    size_K = contribution_BK.abs().sum(dim=0)
+    size_K = size_BK.sum(dim=0)
     norm_K = centred_BK.norm(dim=0)
     found: dict[str, float] = {}
     for k, name in enumerate(names):

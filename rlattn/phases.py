@@ -19,13 +19,17 @@ class Phases:
     def __init__(self) -> None:
         self.now, self.since, self.entered = "setup", time.monotonic(), 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.failed = ""  # the phase that an exception has left, until the next one begins
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        outer = self.now
+        outer, self.failed = self.now, ""
         self.enter(name)
         try:
             yield
+        except BaseException:
+            self.failed = self.failed or name
+            raise
         finally:
             self.enter(outer)
 

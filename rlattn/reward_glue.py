@@ -161,19 +161,22 @@ def mean_by_name(numbers: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def token_advantages(
-    trainer: AttentionGRPOTrainer, advantage_BT: Tensor, contribution_BK: Tensor, rows: slice
-) -> Tensor:
-    """The advantages with every reward confined to the tokens it names, and with those of its parts added. Collective.
+    trainer: AttentionGRPOTrainer, advantage_BT: Tensor, contribution_BK: Tensor, rows: slice, mask_BT: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The advantages with every reward confined to the tokens it names, and with those of its parts added; and parts_BK
+    of all ranks, the size of what the parts added: mean |advantage| over the rollout's tokens. Collective.
 
     Args:
         contribution_BK: of all ranks; `rows` are this rank's.
+        mask_BT: 1 for the tokens that are trained.
     """
+    parts_BK = torch.zeros_like(contribution_BK)
     for k, function in enumerate(trainer.reward_funcs):
         if not isinstance(function, RewardFunction):
             continue
         if hasattr(function.reward, "tokens"):
-            mask_BT = _padded(function.token_masks, advantage_BT)
-            advantage_BT = restrict_to_tokens(advantage_BT, contribution_BK[rows, k], mask_BT)
+            named_BT = _padded(function.token_masks, advantage_BT)
+            advantage_BT = restrict_to_tokens(advantage_BT, contribution_BK[rows, k], named_BT)
         if hasattr(function.reward, "parts"):
             reward: Any = function.reward
             values_BP = advantage_BT.new_full((len(advantage_BT), reward.part_count), torch.nan)
@@ -181,11 +184,15 @@ def token_advantages(
                 for p, (value, _) in enumerate(parts):
                     values_BP[row, p] = torch.nan if value is None else value
             scored_BP = part_advantages(trainer.accelerator.gather(values_BP), trainer._group_size)[rows]
+            of_parts_BT = torch.zeros_like(advantage_BT)
             for p in range(reward.part_count):
                 masks = [parts[p][1] if p < len(parts) else [] for parts in function.parts]
-                mask_BT = _padded(masks, advantage_BT, missing=False)
-                advantage_BT = advantage_BT + reward.part_weight * scored_BP[:, p, None] * mask_BT
-    return advantage_BT
+                part_BT = _padded(masks, advantage_BT, missing=False)
+                of_parts_BT = of_parts_BT + reward.part_weight * scored_BP[:, p, None] * part_BT
+            advantage_BT = advantage_BT + of_parts_BT
+            mean_B = (of_parts_BT.abs() * mask_BT).sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1)
+            parts_BK[:, k] = trainer.accelerator.gather(mean_B)
+    return advantage_BT, parts_BK
 
 
 def save_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy], folder: Path) -> None:

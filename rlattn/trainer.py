@@ -330,15 +330,20 @@ class AttentionGRPOTrainer(GRPOTrainer):
         table = self._rewards_BK, self.reward_weights, self._group_size
         how: Any = {"combine": combine, "scale": self.scale_rewards}
         advantage_B, contribution_BK = group_advantages(*table, **how), contributions(*table, **how)
-        found = table_metrics(self._rewards_BK, contribution_BK, self._group_size, self.reward_func_names)
-        found["groups_without_signal"] = silent_groups(*table)
-        for name, value in found.items():
-            self.log_value(name, value)
         local, length = out["completion_ids"].shape
         start = self.accelerator.process_index * local
         rows = slice(start, start + local)
         ones = advantage_B.new_ones(local, 1 if self.importance_sampling_level == "sequence" else length)
-        return token_advantages(self, apply_credit(advantage_B[rows], ones), contribution_BK, rows)
+        mask_BT = out["completion_mask"] * self._tool_mask_like(out["completion_mask"])
+        advantage_BT, parts_BK = token_advantages(
+            self, apply_credit(advantage_B[rows], ones), contribution_BK, rows, mask_BT
+        )
+        size_BK = contribution_BK.abs() + parts_BK
+        found = table_metrics(self._rewards_BK, size_BK, self._group_size, self.reward_func_names)
+        found["groups_without_signal"] = silent_groups(*table, parts_BK)
+        for name, value in found.items():
+            self.log_value(name, value)
+        return advantage_BT
 
     def _tool_mask_like(self, mask_BT: Tensor) -> Tensor:
         """1 for the policy's own tokens, 0 for those of tools and environments."""

@@ -59,10 +59,11 @@ class Watchdog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         # somebody's code that ends the process, with whatever exit code
         left = error if isinstance(error, SystemExit) and self.phases.now in TIMED else None
+        phase = self.phases.failed or self.phases.now
         own = first = ""
         if error and (isinstance(error, Exception) or left):
             self.connected.wait(PATIENCE)
-            own = f"rank {rank()} failed in {self.phases.now}: {describe(error)}"
+            own = f"rank {rank()} failed in {phase}: {describe(error)}"
             first = self._tell(own)
         self.over.set()
         self.thread.join(PATIENCE)  # the interpreter must not end while it is in a call of the store's

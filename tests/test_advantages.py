@@ -110,7 +110,9 @@ def test_contributions_add_up_to_the_advantage(table, combine, scale):
     ],
 )
 def test_groups_without_a_signal(rewards, weights, share):
-    assert silent_groups(torch.tensor(rewards), torch.tensor(weights), 2) == share
+    rewards_BK = torch.tensor(rewards)
+    assert silent_groups(rewards_BK, torch.tensor(weights), 2, torch.zeros_like(rewards_BK)) == share
+    assert silent_groups(rewards_BK, torch.tensor(weights), 2, torch.ones_like(rewards_BK)) == 0
 
 
 def test_a_gated_reward_counts_only_where_the_required_one_is_met():
@@ -143,8 +145,8 @@ def test_a_part_is_compared_with_the_same_part_of_the_rollouts_still_alive():
 
 def test_table_metrics_name_spread_share_and_correlation():
     rewards_BK = torch.tensor([[1.0, 0.0, 5.0], [0.0, 1.0, 5.0], [1.0, 0.0, 5.0], [0.0, 1.0, 5.0]])
-    parts_BK = contributions(rewards_BK, torch.tensor([3.0, 1.0, 1.0]), 4)
-    found = table_metrics(rewards_BK, parts_BK, 4, ["a", "b", "c"])
+    size_BK = contributions(rewards_BK, torch.tensor([3.0, 1.0, 1.0]), 4).abs()
+    found = table_metrics(rewards_BK, size_BK, 4, ["a", "b", "c"])
     assert found["rewards/a/share"] == pytest.approx(0.75, rel=1e-3)
     assert found["rewards/a/correlation/b"] == pytest.approx(-1)
     assert found["rewards/c/group_std"] == 0

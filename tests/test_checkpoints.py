@@ -171,7 +171,7 @@ def test_a_full_disk_of_one_rank_ends_a_deepspeed_run_which_then_goes_on(tmp_pat
     monkeypatch.setenv("FULL", "1")
     full = rlattn(*command, cwd=tmp_path, ranks=2)
     assert full.returncode != 0
-    assert "rank 1 failed in training: UserError: output_dir: checkpoint-2 could not be written" in full.stderr
+    assert "rank 1 failed in checkpoint: UserError: output_dir: checkpoint-2 could not be written" in full.stderr
     assert (
         "the last good one is checkpoint-1. Make room on the disk, or mend it; the same command then goes on."
         in full.stderr

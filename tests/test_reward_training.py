@@ -224,6 +224,16 @@ def test_rewards_that_name_tokens_move_only_their_advantage(policy, tmp_path):  
     assert not torch.equal(turns_BT[:, :3], plain_BT[:, :3])
 
 
+def test_what_parts_add_counts_in_a_rewards_share_and_as_a_signal(policy, tmp_path):  # noqa: F811
+    options = {"multi_objective_aggregation": "sum_then_normalize", "reward_weights": [1.0, 0.0], "max_steps": 1}
+    log = trained(policy, tmp_path, {"parity": Parity(), "turns": Turns()}, **options).state.log_history[0]
+    assert 0.05 < log["rewards/turns/share"] < 0.6  # it has no weight: by its parts alone
+    assert log["rewards/turns/share"] + log["rewards/parity/share"] == pytest.approx(1)
+    options["reward_weights"] = [0.0, 0.0]
+    log = trained(policy, tmp_path, {"parity": Parity(), "turns": Turns()}, **options).state.log_history[0]
+    assert log["rewards/turns/share"] == 1 and log["groups_without_signal"] < 1
+
+
 class Misbehaving(Parity):
     part_count, part_weight, multiplier = 1, 1.0, "x"
 

@@ -84,7 +84,7 @@ def test_ranks_that_have_not_come_are_named():
 
 @pytest.mark.parametrize("code", ["0", "7"])
 def test_a_process_that_somebodys_code_ends_has_failed(code):
-    ends = RANK.replace("time.sleep(600)", f"sys.exit({code})")
+    ends = RANK.replace("time.sleep(600)", f"with phases.phase('generation'): sys.exit({code})")
     result = subprocess.run([sys.executable, "-c", ends, "reward"], capture_output=True, text=True, timeout=120)
     assert result.returncode == (int(code) or 1)
-    assert code != "0" or "rank 0 failed in reward: SystemExit: 0" in result.stderr
+    assert code != "0" or "rank 0 failed in generation: SystemExit: 0" in result.stderr
