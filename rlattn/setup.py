@@ -23,7 +23,7 @@ from rlattn.policy import PolicySource, prepare_policy
 from rlattn.progress import progress
 from rlattn.prompts import render_ids
 from rlattn.ranks import is_main, say, world_size
-from rlattn.recipe import Recipe
+from rlattn.recipe import TINY_POLICY, Recipe
 from rlattn.reward_functions import RewardFunction
 from rlattn.reward_glue import RewardOptions
 from rlattn.rules import check_built, check_installed, check_layers, check_recipe, number
@@ -150,6 +150,8 @@ def grpo_config(recipe: Recipe, output_dir: Path, model_init_kwargs: dict[str, A
     if keys.get("deepspeed"):
         keys["use_cpu"] = False  # DeepSpeed's own DS_ACCELERATOR says
         keys["accelerator_config"] = {**(keys.get("accelerator_config") or {}), **start_deepspeed()}
+    if recipe.policy.path == TINY_POLICY:  # all its parameters are used; DDP would look for others at every step
+        keys.setdefault("ddp_find_unused_parameters", False)
     keys.setdefault("bf16", gpu and torch.cuda.is_bf16_supported() and not keys.get("fp16"))
     rewards = recipe.rewards
     os.environ.update(tracker_environment(recipe))
