@@ -36,6 +36,11 @@ def report(tmp_path_factory):
     words = ["<think>", " carry", HOSTILE, " 4"]
     first = [rollout(i, text=words, right=float(i == 1)) for i in range(4)]
     first[0] |= {"weight": [1.0, 1.5, 1.0, 1.75], "entropy": [0.1, 2.0, 0.3, 0.05], "neutral": {"accuracy": True}}
+    first[1] |= {
+        "trained": [True, True, False, True],
+        "entropy": [0.1, 2.0, 9.0, 0.05],
+        "advantage": [1.0, -0.5, 7.0, 1.0],
+    }
     write_tokens(run / "tokens/step-000001.parquet", first)
     write_tokens(run / "tokens/step-000002.parquet", [rollout(i, right=float(i % 2)) for i in range(4)])
     return write_report(run)
@@ -116,6 +121,16 @@ def test_a_reward_that_failed_on_a_rollout_is_said_beside_it(opened):
     assert "accuracy 0 (failed or silent: its group's mean)" in opened.text("#tokens")
     opened.page.get_by_label("Next rollout").click()
     assert "accuracy 1)" in opened.text("#tokens") and "silent" not in opened.text("#tokens")
+
+
+def test_what_the_policy_did_not_write_is_told_apart_and_not_coloured(opened):
+    opened.page.locator("#step").press("Home")
+    opened.page.get_by_label("Next rollout").click()
+    tokens = opened.page.locator(".tokens .token")
+    opened.page.get_by_role("button", name="Entropy").click()
+    assert "tool" in tokens.nth(2).get_attribute("class") and opened.shading()[1:3] == ["75%", ""]
+    assert opened.text(".scale").endswith(" 2") and "Italic: written by a tool" in opened.text("#tokens")
+    assert "advantage 0.5;" in opened.text("#tokens")  # the mean of what is trained
 
 
 def test_every_signal_colours_the_tokens(opened):

@@ -248,19 +248,20 @@ function tokenView() {
   const { rollouts, vocabulary, judged } = data.tokens;
   const steps = [...new Set(rollouts.map((r) => r.step))];
   const words = judged === "accuracy" ? ["right", "wrong"] : ["better than its group", "not better"];
-  const usable = Object.keys(SIGNALS).filter((name) => rollouts.some((r) => (r[name] || []).some((v) => v !== null)));
-  const varies = (name) => { const found = rollouts.flatMap((r) => r[name] || []).filter((v) => v !== null); return found.some((v) => v !== found[0]); };
+  const trained = (r, name) => (r[name] || []).filter((v, i) => v !== null && !(+r.marks[i] & 4));
+  const usable = Object.keys(SIGNALS).filter((name) => rollouts.some((r) => trained(r, name).length));
+  const varies = (name) => { const found = rollouts.flatMap((r) => trained(r, name)); return found.some((v) => v !== found[0]); };
   const state = { step: steps.length - 1, filter: "all", signal: usable.find(varies) || usable[0] || "weight", at: 0, token: -1 };
   const domains = {};
   const domain = (name) => {
     if (domains[name]) return domains[name];
     const middle = SIGNALS[name][2], found = [];
-    for (const r of rollouts) for (const v of r[name] || []) if (v !== null) found.push(middle === undefined ? (name === "logprob" ? -v : v) : Math.abs(v - middle));
+    for (const r of rollouts) for (const v of trained(r, name)) found.push(middle === undefined ? (name === "logprob" ? -v : v) : Math.abs(v - middle));
     const sorted = Float64Array.from(found).sort(), most = sorted[sorted.length - 1];
     const high = (name === "weight" ? most : sorted[Math.floor(0.99 * (sorted.length - 1))]) || most || 1;
     return (domains[name] = [middle === undefined ? Math.min(sorted[0] ?? 0, high) : 0, high || 1]);
   };
-  const oneSided = (name) => SIGNALS[name][2] === undefined || !rollouts.some((r) => (r[name] || []).some((v) => v !== null && v < SIGNALS[name][2]));
+  const oneSided = (name) => SIGNALS[name][2] === undefined || !rollouts.some((r) => trained(r, name).some((v) => v < SIGNALS[name][2]));
   const strength = (name, v) => {
     const [low, high] = domain(name), middle = SIGNALS[name][2];
     const size = middle === undefined ? (name === "logprob" ? -v : v) : Math.abs(v - middle);
@@ -289,7 +290,7 @@ function tokenView() {
     const mark = +shown.marks[i], fact = (name, value) => el("span", {}, `${name} `, el("b", {}, value));
     detail.replaceChildren(fact("token", `${i + 1} of ${shown.tokens.length}`), el("span", {}, "“", visible(vocabulary[shown.tokens[i]]), "”"),
       ...usable.filter((name) => shown[name]).map((name) => fact(SIGNALS[name][0], show(shown[name][i]) + (name === "logprob" && shown[name][i] !== null ? ` (p ${show(Math.exp(shown[name][i]))})` : ""))),
-      ...(mark & 1 ? [fact("", "anchor")] : []), ...(mark & 2 ? [fact("", "preplan")] : []), ...(mark & 4 ? [fact("", "a tool's, not trained")] : []));
+      ...(mark & 1 ? [fact("", "anchor")] : []), ...(mark & 2 ? [fact("", "preplan")] : []), ...(mark & 4 ? [fact("", "not the policy's, not trained")] : []));
   };
   text.addEventListener("pointerover", (event) => { const token = event.target.closest(".token"); if (token) select(+token.dataset.i); });
   text.addEventListener("click", (event) => { const token = event.target.closest(".token"); if (token) select(+token.dataset.i); });
@@ -319,11 +320,11 @@ function tokenView() {
     }
     const parts = Object.entries(shown.rewards).map(([name, value]) => `${name} ${show(value)}${(shown.neutral || []).includes(name) ? value === null ? " (failed or silent)" : " (failed or silent: its group's mean)" : ""}`).join(", ");
     head.replaceChildren(el("b", { class: shown.right ? "right" : "wrong" }, words[shown.right ? 0 : 1]), `; reward ${show(shown.reward)} (`, ...visible(parts), `); advantage ${show(shown.mean_advantage)}; ${shown.cut ? "cut here after " : ""}${shown.tokens.length} tokens`,
-      Math.abs(shown.mean_advantage) < 1e-3 ? el("span", { class: "soft" }, "; no signal: its group was paid alike, so its weights moved nothing") : "");
+      shown.silent ? el("span", { class: "soft" }, "; no signal: its group was paid alike, so its weights moved nothing") : "");
     prompt.replaceChildren(...visible(shown.prompt));
     const name = state.signal, middle = SIGNALS[name][2], column = shown[name] || [];
     text.replaceChildren(...shown.tokens.map((word, i) => {
-      const v = column[i], mark = +shown.marks[i], tone = v === null || v === undefined ? "none" : middle !== undefined && v < middle ? "cool" : "heat";
+      const mark = +shown.marks[i], v = mark & 4 ? null : column[i], tone = v === null || v === undefined ? "none" : middle !== undefined && v < middle ? "cool" : "heat";
       const token = el("span", { class: `token ${tone}${mark & 1 ? " anchor" : ""}${mark & 2 ? " preplan" : ""}${mark & 4 ? " tool" : ""}`, "data-i": i });
       const string = vocabulary[word];
       token.append(...visible(string === "\n" ? "↵\n" : string === "" ? "·" : string));
@@ -343,7 +344,7 @@ function tokenView() {
       el("label", {}, el("button", { type: "button", onclick: turn(-1), "aria-label": "Previous rollout" }, "‹"), picker, el("button", { type: "button", onclick: turn(1), "aria-label": "Next rollout" }, "›"))),
     el("div", { class: "controls" }, el("div", { class: "buttons", role: "group", "aria-label": "Colour by" }, buttons),
       marked ? el("label", { class: "marked" }, marks, "mark", legend("anchor", "anchor"), legend("preplan", "preplan")) : null),
-    el("p", { class: "soft" }, "Rollouts drawn at random from each of these steps, whatever they earned.", marked ? " Anchor: among the highest FAI of its response; preplan: WAAD changes most after it." : ""),
+    el("p", { class: "soft" }, "Rollouts drawn at random from each of these steps, whatever they earned.", marked ? " Anchor: among the highest FAI of its response; preplan: WAAD changes most after it." : "", rollouts.some((r) => /[4-7]/.test(r.marks)) ? " Italic: written by a tool or the other side of the dialogue, not trained." : ""),
     el("div", {}, scale), head, el("details", {}, el("summary", {}, "Prompt"), prompt), text, detail);
 }
 

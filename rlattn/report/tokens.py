@@ -1,6 +1,7 @@
 """Token files -> what the token view of a report shows: rounded columns of sampled rollouts, within a size budget."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rlattn.report.logs import named
@@ -51,6 +52,9 @@ def read_tokens(run: Path, missing: list[str], files: list[tuple[int, Path]] | N
         missing.append(f"The token view shows {what}; all is in tokens/.")
     judged = "accuracy" if all("accuracy" in rollout["rewards"] for rollout in rollouts) else "advantage"
     for rollout in rollouts:
+        own = [a for a, mark in zip(rollout.get("advantage", []), rollout["marks"]) if a is not None and mark < "4"]
+        rollout["mean_advantage"] = round(fmean(own), 3) if own else None
+        rollout["silent"] = bool(own) and max(map(abs, own)) < 1e-3
         value = rollout["rewards"].get("accuracy") if judged == "accuracy" else rollout["mean_advantage"]
         rollout["right"] = value is not None and (value >= 1 if judged == "accuracy" else value > 0)
         rollout["prompt"] = shortened(rollout["prompt"], min(PROMPT, PROMPTS // len(rollouts)))
@@ -100,7 +104,6 @@ def _empty(part: Any, number: int) -> dict[str, Any]:
         "prompt": str(head.get("prompt") or ""),
         "tokens": [],
         "marks": "",
-        "mean_advantage": _rounded([head.get("advantage")], 6)[0],
         **{name: [] for name in DECIMALS if name in names},
     }
 
