@@ -68,17 +68,17 @@ def group_advantages(
 
 
 def apply_gates(rewards_BK: Tensor, gates: Mapping[int, int]) -> Tensor:
-    """A gated reward counts as 0 where the reward it requires is below 1, and is neutral where that one is.
+    """A gated reward counts as 0 where the reward it requires is below 1, also where it is neutral itself: filled with
+    the mean of its group it would pay for what the gate is there to shut out. It is neutral where that one is.
 
     Args:
-        rewards_BK: NaN where neutral, which a gated reward stays.
+        rewards_BK: NaN where neutral.
         gates: column of the gated reward -> column of the one it requires.
     """
     gated_BK = rewards_BK.clone()
     for gated, required in gates.items():
         needed_B, given_B = rewards_BK[:, required], rewards_BK[:, gated]
-        unmet_B = (needed_B < 1) & ~given_B.isnan()
-        gated_BK[:, gated] = given_B.masked_fill(unmet_B, 0).masked_fill(needed_B.isnan(), torch.nan)
+        gated_BK[:, gated] = given_B.masked_fill(needed_B < 1, 0).masked_fill(needed_B.isnan(), torch.nan)
     return gated_BK
 
 

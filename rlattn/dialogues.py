@@ -66,14 +66,12 @@ def hold(
     most_tokens: int,
     template_kwargs: dict[str, Any],
     anywhere: Callable[[bool], bool] = bool,
-    equal_batches: bool = False,
 ) -> None:
     """Holds the dialogues to their ends, in free text, all of them side by side.
 
     Args:
         most_tokens: of a completion, replies included; a dialogue that reaches it ends.
         anywhere: whether a flag is set on any rank: every rank generates equally often (ZeRO-3 needs that).
-        equal_batches: whether finished dialogues are generated on, unused (vLLM needs the same number of prompts).
     """
     end: int = tokenizer.eos_token_id  # type: ignore[assignment]
     for turn in range(task.questions + 1):
@@ -81,8 +79,7 @@ def hold(
         if not anywhere(bool(alive)):
             break
         prompts = [dialogue.prompt_ids + dialogue.completion_ids for dialogue in alive]
-        spare = len(dialogues) - len(alive) if equal_batches else int(not alive)
-        written, logprobs = generate(prompts + [[end]] * spare)
+        written, logprobs = generate(prompts or [[end]])
         for index, dialogue in enumerate(alive):
             ids = (written[index] or [end])[: most_tokens - len(dialogue.completion_ids)]
             dialogue.add(ids, own=True, logprobs=logprobs[index] if logprobs else None)
@@ -264,7 +261,6 @@ def _hold_in_trainer(trainer: Any, task: DialogueTask, dialogues: Sequence[Dialo
         most_tokens=trainer.max_completion_length,
         template_kwargs=trainer.chat_template_kwargs,
         anywhere=anywhere,
-        equal_batches=trainer.use_vllm,
     )
 
 

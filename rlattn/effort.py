@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FULL = 1.0  # asks for as much thought as it takes
 OPEN, CLOSE = "<think>", "</think>"
+FREE = 4  # an answer of up to a fourth of the thought's tokens is not counted
 
 
 def check_efforts(efforts: Sequence[float]) -> None:
@@ -78,22 +79,25 @@ def query_key(row: Mapping[str, Any]) -> str:
     return json.dumps(row["prompt"], sort_keys=True, default=str)
 
 
-def thought_tokens(ids: Sequence[int], decode: Decode) -> int:
-    """Tokens of the `<think>` block that a completion begins with, tags included; of what follows it, if that is more.
+def thought_tokens(ids: Sequence[int], decode: Decode, prompt_text: str) -> int:
+    """Tokens of the `<think>` block that a completion begins with, tags included, and of what follows it beyond a
+    quarter of them: an answer is free, more of the solution is thought in another place.
 
-    The prompt may have opened the block. Where there is no such block, or a tag besides its own, the whole completion
+    The prompt may have opened the block. Where nobody did, or there is a tag besides its own, the whole completion
     counts: else a policy could think in one place and be measured by another.
 
     Args:
         decode: token ids to text, special tokens written out. Cost: called about 2·log2(len(ids)) times.
+        prompt_text: what the completion goes on from.
     """
     text = decode(ids)
     before, close, after = text.partition(CLOSE)
-    opened = before.strip().removeprefix(OPEN)
-    if not close or OPEN in opened or OPEN in after or CLOSE in after:
+    own = before.strip()
+    opened = own.startswith(OPEN) != prompt_text.rstrip().endswith(OPEN)
+    if not close or not opened or OPEN in own.removeprefix(OPEN) or OPEN in after or CLOSE in after:
         return len(ids)
     thought = len(token_span(0, len(before) + len(close), ids, decode))
-    return max(thought, len(ids) - thought)
+    return max(thought, len(ids) - thought // FREE)
 
 
 def by_effort(values: Mapping[str, Any] | None) -> dict[str, tuple[float, float]]:

@@ -176,8 +176,8 @@ def in_one_turn(
     def complete(examples: Sequence[Example]) -> list[Completion]:
         prompts = [render_ids(tokenizer, example["prompt"], template_kwargs) for example in examples]
         return [
-            Completion(text=decode(tokenizer, ids), tokens=len(ids), thought=thought_tokens(ids, spell))
-            for ids in generate(prompts)
+            Completion(text=decode(tokenizer, ids), tokens=len(ids), thought=thought_tokens(ids, spell, spell(prompt)))
+            for prompt, ids in zip(prompts, generate(prompts), strict=True)
         ]
 
     return complete

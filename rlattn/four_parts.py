@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlattn.token_span import Decode, token_span
-from rlattn.types import Rollout
+from rlattn.types import Prompt, Rollout
 
 Label = Literal["safe", "unsafe"]
 
@@ -43,9 +43,21 @@ def parse_four_parts(completion: str, prompt_text: str = "") -> FourParts | None
     return FourParts(thought=thought, critique=critique, label=found, output=output)
 
 
-def monitor_prompt(completion: str, prompt_text: str) -> str:
-    """What a second policy continues with a critique and a label: the prompt and a well-formed completion's thought."""
-    return prompt_text + completion[: completion.index(MONITOR) + len(MONITOR)]
+def monitor_prompt(rollout: Rollout, decode: Decode) -> Prompt:
+    """What a second policy continues with a critique and a label: the prompt and a well-formed completion's thought.
+
+    The thought as the tokens that were written: a special token that it spells out in others must not become real, or
+    a thought could end its own turn and speak as the user.
+    """
+    ids = rollout.completion_ids
+    if not ids:  # text
+        return rollout.prompt_text + rollout.completion[: rollout.completion.index(MONITOR) + len(MONITOR)]
+    text = decode(ids)
+    end = text.index(MONITOR) + len(MONITOR)
+    whole = token_span(0, end, ids, decode).stop
+    if len(decode(ids[:whole])) > end:  # the last token goes on behind the tag
+        whole -= 1
+    return [rollout.prompt_text, ids[:whole], text[len(decode(ids[:whole])) : end]]
 
 
 def outside_monitor(rollout: Rollout, decode: Decode) -> list[bool] | None:

@@ -10,10 +10,12 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from rlattn.lagged import LaggedPolicy
 from rlattn.prompts import decode
+from rlattn.types import Prompt
 
 if TYPE_CHECKING:
     from rlattn.trainer import AttentionGRPOTrainer
@@ -25,8 +27,7 @@ def generate_greedy(trainer: AttentionGRPOTrainer, prompt_ids: list[list[int]]) 
     Collective: every rank makes the same number of calls. The training RNG and the trainer's mode stay as they were.
     """
     with apart(trainer), settings(trainer, temperature=0.0):
-        completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, 1)
-    return completion_ids
+        return _written(trainer, prompt_ids)[0]
 
 
 def generate_turn(
@@ -41,32 +42,55 @@ def generate_turn(
         apart(trainer) if greedy else nullcontext(),
         settings(trainer, temperature=temperature, max_new_tokens=max_new_tokens),
     ):
-        return trainer._generate_single_turn(prompt_ids, None, {}, 1)
+        return _written(trainer, prompt_ids)
+
+
+def _written(
+    trainer: AttentionGRPOTrainer, prompt_ids: list[list[int]]
+) -> tuple[list[list[int]], list[list[float]] | None]:
+    """TRL's own generation. Under vLLM it deals the answers out by rank x number of prompts, so every rank must ask
+    equally many: those without enough ask an end token, and drop what comes.
+    """
+    asked, end = len(prompt_ids), [trainer._tokenizer.eos_token_id]
+    if trainer.use_vllm:
+        prompt_ids = prompt_ids + [end] * (max(gather_object([asked])) - asked)
+    completion_ids, logprobs = trainer._generate_single_turn(prompt_ids, None, {}, 1)
+    return completion_ids[:asked], logprobs[:asked] if logprobs else logprobs
 
 
 def generate_texts(
     trainer: AttentionGRPOTrainer,
-    prompts: list[str],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
     lagged: LaggedPolicy | None = None,
 ) -> list[str]:
-    """A second rollout: one completion a prompt text (special tokens written out), from the current policy or from
-    `lagged`; in one batched call through TRL's own path, so transformers and vLLM alike.
+    """A second rollout: one completion a prompt, from the current policy or from `lagged`; in one batched call through
+    TRL's own path, so transformers and vLLM alike.
 
     Collective, also for a rank without prompts. The training RNG and the trainer's mode stay as they were. Cost: one
     generation; under vLLM a lagged policy costs sending its weights there and the current ones back.
     """
     tokenizer = trainer._tokenizer
-    prompt_ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts or [tokenizer.eos_token]]
+    prompt_ids = [prompt_tokens(tokenizer, prompt) for prompt in prompts or [tokenizer.eos_token]]
     with (
         apart(trainer),
         settings(trainer, temperature=temperature, max_new_tokens=max_new_tokens),
         lagged.in_place(trainer) if lagged else nullcontext(),
     ):
-        completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, 1)
+        completion_ids, _ = _written(trainer, prompt_ids)
     return [decode(tokenizer, ids) for ids in completion_ids][: len(prompts)]
+
+
+def prompt_tokens(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """A prompt's token ids: special tokens that a text spells out become real, ids stay what they are."""
+    pieces = [prompt] if isinstance(prompt, str) else prompt
+    return [
+        token
+        for piece in pieces
+        for token in (tokenizer(piece, add_special_tokens=False)["input_ids"] if isinstance(piece, str) else piece)
+    ]
 
 
 def seed_requests(trainer: AttentionGRPOTrainer) -> None:

@@ -25,7 +25,7 @@ from rlattn.lockstep import Lockstep
 from rlattn.reward_functions import Guarded, RewardFunction
 from rlattn.rewards import lags_of
 from rlattn.rows import storable
-from rlattn.types import LARGEST_WEIGHT, RewardBatch, Rollout
+from rlattn.types import LARGEST_WEIGHT, Prompt, RewardBatch, Rollout
 
 if TYPE_CHECKING:
     from rlattn.trainer import AttentionGRPOTrainer
@@ -237,7 +237,7 @@ def _batch(
     first = trainer.accelerator.process_index * len(rollouts)
 
     def generate(
-        prompts: list[str], *, lagged_policy: bool = False, first_policy: bool = False, **settings: Any
+        prompts: Sequence[Prompt], *, lagged_policy: bool = False, first_policy: bool = False, **settings: Any
     ) -> list[str]:
         policy = lagged if lagged_policy else start if first_policy else None
         return lockstep.call(lambda: generate_texts(trainer, prompts, lagged=policy, **settings))

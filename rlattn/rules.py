@@ -5,10 +5,13 @@ from importlib.util import find_spec
 
 from rlattn.errors import UserError, did_you_mean
 from rlattn.grpo_fields import load_fields
+from rlattn.ranks import world_size
 from rlattn.recipe import TINY_CONTEXT, TINY_POLICY, Recipe
-from rlattn.rewards import Reward
+from rlattn.rewards import REWARDS, Reward
+from rlattn.rewards.accuracy import Accuracy
 from rlattn.rewards.information_gain import InformationGain
 from rlattn.rewards.self_monitor import SelfMonitor
+from rlattn.rewards.specification import SpecificationShare
 from rlattn.tasks import TASKS, DialogueTask, Task
 from rlattn.types import ATTENTION_LAYERS
 
@@ -33,6 +36,17 @@ def generation_batch(recipe: Recipe, ranks: int) -> int:
     per_device = number(recipe, "per_device_train_batch_size", 8)
     steps = number(recipe, "steps_per_generation", number(recipe, "gradient_accumulation_steps", 1))
     return per_device * ranks * steps
+
+
+def window_steps(recipe: Recipe) -> float:
+    """Optimizer steps from one generation to the next."""
+    accumulated = number(recipe, "gradient_accumulation_steps", 1)
+    size = setting(recipe, "generation_batch_size")
+    if isinstance(size, int):
+        micro_batches = size / (number(recipe, "per_device_train_batch_size", 8) * world_size())
+    else:
+        micro_batches = number(recipe, "steps_per_generation", accumulated)
+    return micro_batches * number(recipe, "num_iterations", 1) / accumulated
 
 
 def check_recipe(recipe: Recipe, ranks: int = 1) -> list[str]:
@@ -76,12 +90,26 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
         raise UserError("policy.prompt_style", "a dialogue's turns are chat messages.", "Use chat.")
     if dialogue and getattr(task, "style", "") == "tools" and recipe.policy.path == TINY_POLICY:
         raise UserError("task.style", f"{TINY_POLICY}'s chat template cannot carry tool calls.", "Use text.")
-    asking = {name for name, reward in rewards.items() if isinstance(reward, InformationGain)}
+    if dialogue and recipe.task.efforts:
+        problem = "says how long one answer's thought may be, and a dialogue has many turns."
+        raise UserError("task.efforts", problem, "Drop it, or take a task without dialogues.")
+    if getattr(task, "style", "") == "tools" and "turn_tokens" in recipe.task.options:
+        problem = "bounds turns of free text; with tools a turn may take all of trainer.max_completion_length."
+        raise UserError("task.turn_tokens", problem, "Drop it, or use style: text.")
     for name, reward in rewards.items():
         required = recipe.rewards.named[name].requires
         if required and isinstance(rewards[required], SelfMonitor):
             problem = f"a gate opens at 1, and '{required}' pays 0 at best: '{name}' would never count."
             raise UserError(f"rewards.{name}.requires", problem, "Drop it: the monitor weighs in by itself.")
+        if isinstance(reward, SelfMonitor) and 0 < reward.lag <= window_steps(recipe):
+            problem = (
+                f"{reward.lag} steps, and a generation window has {window_steps(recipe):g}: refreshed before every "
+            )
+            raise UserError(
+                f"rewards.{name}.lag",
+                f"{problem}window, the lagged policy would be the current one.",
+                "Make it larger (trainer.steps_per_generation x num_iterations / gradient_accumulation_steps is less).",
+            )
         names_tokens = hasattr(reward, "tokens") or hasattr(reward, "parts")
         if names_tokens and setting(recipe, "importance_sampling_level") == "sequence":
             raise UserError(
@@ -111,10 +139,16 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
             if reward.turn_credit and getattr(recipe.rewards.named[name], key):
                 problem = "bears on a reward's weight; with turn_credit its turns carry it."
                 raise UserError(f"rewards.{name}.{key}", problem, "Drop it, or set turn_credit: false.")
-        if not any(recipe.rewards.named[other].weight > 0 for other in rewards.keys() - asking):
+        if not reward.turn_credit and not weight:
+            problem = "0 leaves nothing of it: without turn_credit it is one number a rollout."
+            raise UserError(f"rewards.{name}.weight", problem, "Give it a weight, set turn_credit: true, or drop it.")
+        paying = [one for other, one in rewards.items() if recipe.rewards.named[other].weight > 0]
+        if not any(
+            isinstance(one, SpecificationShare | Accuracy) or type(one) not in REWARDS.values() for one in paying
+        ):
             raise UserError(
                 f"rewards.{name}",
-                "is the only reward: paid for asking alone, a policy forgets how to answer.",
+                "comes without a reward for the answer: paid for asking alone, a policy forgets how to answer.",
                 "Add specification: {weight: 1}, or accuracy.",
             )
 

@@ -51,7 +51,7 @@ def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
         )
         results = {name: score_one(rollout) for name, score_one in scorers.items()}
         for name, spec in recipe.rewards.named.items():
-            if spec.requires and results[name][0] is not None:
+            if spec.requires:
                 met = results[spec.requires][0]
                 results[name] = (None if met is None else results[name][0] if met >= 1 else 0.0, results[name][1])
         scored.append(

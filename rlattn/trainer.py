@@ -1,5 +1,6 @@
 """Glue: the only TRL subclass. It carries tensors between TRL and the pure modules; no arithmetic of its own."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -156,7 +157,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
             log(f"rewards/{name}/neutral", neutral)
         gates = {names.index(gated): names.index(required) for gated, required in options.requires.items()}
         # TRL normalises this table for its logs, we for the loss: both must see the same one.
-        rewards_BK = apply_gates(rewards_BK, gates)
+        self._raw_BK, rewards_BK = rewards_BK, apply_gates(rewards_BK, gates)
         self._neutral_BK = rewards_BK.isnan()
         self._rewards_BK = fill_neutral(rewards_BK, self._group_size)
         self.reward_weights = weights_now(self, self._base_weights_K, options)
@@ -343,6 +344,13 @@ class AttentionGRPOTrainer(GRPOTrainer):
         found["groups_without_signal"] = silent_groups(*table, parts_BK)
         for name, value in found.items():
             self.log_value(name, value)
+        logged = self._metrics["train" if self._training else "eval"]
+        for k, name in enumerate(self.reward_func_names):  # TRL logs the table in which gates and neutral entries count
+            raw_B = self._raw_BK[:, k]
+            if not torch.equal(raw_B, self._rewards_BK[:, k]):
+                raw_B = raw_B[~raw_B.isnan()]
+                logged[f"rewards/{name}/mean"][-1] = raw_B.mean().item()
+                logged[f"rewards/{name}/std"][-1] = raw_B.std().item() if len(raw_B) > 1 else math.nan
         return advantage_BT
 
     def _tool_mask_like(self, mask_BT: Tensor) -> Tensor:

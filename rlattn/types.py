@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from rlattn.tasks import Task
 
 Messages = list[dict[str, Any]]
+Prompt = str | Sequence[str | Sequence[int]]
+"""A text in which special tokens are written out; or pieces: such texts, and token ids that are taken as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,8 @@ class RewardBatch:
     """Values of this rank -> those of all ranks, in the order of the ranks."""
     generate: "Callable[..., list[str]]"
     """`generate(prompts, max_new_tokens=…, temperature=0.0, lagged_policy=False, first_policy=False)`: one completion a
-    prompt text, in one batched call, from the current policy, from the one that is refreshed every `lag` steps (the
-    reward's attribute), or from the policy of step 0 (where its attribute `first_policy` is true).
+    prompt (`Prompt`), in one batched call, from the current policy, from the one that is refreshed every `lag` steps
+    (the reward's attribute), or from the policy of step 0 (where its attribute `first_policy` is true).
     """
     decode: "Callable[[Sequence[int]], str]"
     """Token ids -> text, special tokens written out."""

@@ -119,7 +119,8 @@ def test_a_gated_reward_counts_only_where_the_required_one_is_met():
     rewards_BK = torch.tensor([[1.0, 0.5], [0.0, 0.5], [NAN, 0.5], [1.0, NAN], [0.0, NAN]])
     gated = apply_gates(rewards_BK, {1: 0})[:, 1]
     assert gated[:2].tolist() == [0.5, 0]
-    assert gated[2:].isnan().all()  # neutral where it is neutral itself, or what it requires
+    assert gated[2:4].isnan().all()  # neutral where it is neutral itself, or what it requires
+    assert gated[4] == 0  # a wrong answer on which it failed
 
 
 def test_a_reward_confined_to_tokens_moves_only_their_advantage():

@@ -319,8 +319,17 @@ def test_templates_that_cannot_carry_a_dialogue_are_refused(policy, caller):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["rewards={information_gain: {weight: 0}}"], "rewards.information_gain: is the only reward"),
-        (["rewards.specification.weight=0"], "rewards.information_gain: is the only reward"),
+        (
+            ["rewards={information_gain: {weight: 0}}"],
+            "rewards.information_gain: comes without a reward for the answer",
+        ),
+        (
+            ["rewards={information_gain: {weight: 0}, brevity: {}}"],
+            "rewards.information_gain: comes without a reward for",
+        ),
+        (["rewards.information_gain.turn_credit=false"], "rewards.information_gain.weight: 0 leaves nothing of it"),
+        (["task.efforts=[0.5, 1.0]"], "task.efforts: says how long one answer's thought may be"),
+        (["rewards.specification.weight=0"], "rewards.information_gain: comes without a reward for the answer"),
         (
             ["rewards.information_gain.weight=1"],
             "rewards.information_gain.weight: 1 would count the gain a second time",
@@ -345,3 +354,8 @@ def test_both_recipes_check(tmp_path):
     assert rlattn("check", "questions_tiny", cwd=tmp_path).returncode == 0
     big = rlattn("check", "questions_4b_lora", "--ranks", "4", "--gpu-memory", "80", cwd=tmp_path)
     assert big.returncode == 0, big.stderr
+
+
+def test_a_bound_on_turns_of_free_text_is_refused_where_tools_carry_them(tmp_path):
+    result = rlattn("check", "questions_4b_lora", "task.turn_tokens=4", cwd=tmp_path)
+    assert result.returncode == 2 and "task.turn_tokens: bounds turns of free text" in result.stderr

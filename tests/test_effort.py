@@ -108,20 +108,36 @@ def test_the_warm_start_reads_the_line_and_leans_its_checks_on_it():
         (["<think>", " a", " b", "</think>", " 7"], 4),
         ([" ", "<th", "ink", ">", " a", " b", "</", "think", "> 7", " end"], 9),  # a tag of several tokens
         (["so ", "<think>", " a", "</think>", " 7"], 5),  # thought before the block
-        (["<think>", "</think>", *[" a"] * 9, " 7"], 10),  # thought after it
-        (["</think>", *[" a"] * 9, " 7"], 10),
-        ([" a", " b", "</think>", " 7"], 3),  # the prompt opened it
+        (["<think>", "</think>", *[" a"] * 9, " 7"], 12),  # thought after it
+        (["<think>", *[" a"] * 10, "</think>", *[" a"] * 3], 12),  # an answer of a quarter of it
+        (["<think>", *[" a"] * 10, "</think>", *[" a"] * 12], 21),  # half of the solution behind it
+        ([" a"] * 10 + ["</think>"] + [" a"] * 10, 21),  # nobody opened the block that this closes
         (["<think>", " a", " b", " c"], 4),  # cut
         (["</think>", "<think>", " a", " b"], 4),
         (["<think>", "</think>", "<think>", " a", "</think>", " 7"], 6),
         ([" a"] * 9 + ["</think>", " 7", "<think>"], 12),  # thought in one block, shown another
         (["7", " apples", "<end>"], 3),
-        (["<think>", "</think>", "7"], 2),
+        (["<think>", "</think>", "7"], 3),
         ([], 0),
     ],
 )
 def test_a_thought_is_counted_in_tokens_of_its_block(pieces, length):
-    assert thought_tokens(range(len(pieces)), lambda ids: "".join(pieces[i] for i in ids)) == length
+    assert thought_tokens(range(len(pieces)), lambda ids: "".join(pieces[i] for i in ids), "P") == length
+
+
+@pytest.mark.parametrize(
+    ("pieces", "length"),
+    [
+        ([" a", " b", " c", "</think>", " 7"], 4),
+        (["</think>", *[" a"] * 9, " 7"], 11),
+        (["<think>", " a", "</think>", " 7"], 4),  # opened twice
+    ],
+)
+def test_a_thought_that_the_prompt_opened_counts_as_one(pieces, length):
+    def decode(ids):
+        return "".join(pieces[i] for i in ids)
+
+    assert thought_tokens(range(len(pieces)), decode, "P <think>\n") == length
 
 
 # The reward -----------------------------------------------------------------------------------------------------------

@@ -78,6 +78,13 @@ def test_an_unreachable_endpoint_leaves_training_alone_with_one_warning(monkeypa
     assert "secret" not in repr(monitor) + str(monitor.state_dict())
 
 
+def test_an_endpoint_that_only_another_rank_cannot_reach_is_told_as_well(capsys):
+    gathered = Batches(gather=lambda values: [*values, *(["rank 1: no route"] if values == [""] else values)])
+    monitor = external(python="test_external_monitor:silent")
+    rewards(monitor, gathered.of(rollout(43)))
+    assert "the external monitor does not answer (rank 1: no route)" in capsys.readouterr().out
+
+
 class Endpoint(http.server.BaseHTTPRequestHandler):
     asked: list = []  # noqa: RUF012
 

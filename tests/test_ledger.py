@@ -5,6 +5,7 @@ import pytest
 
 from rlattn.four_parts import monitor_prompt, parse_four_parts, parse_verdict
 from rlattn.tasks.ledger import Ledger
+from rlattn.types import Rollout
 
 TASK = Ledger(train_rows=60, eval_rows=20)
 TRUTH = {"prompt": "", "value": 43, "pays": "truth"}
@@ -131,8 +132,17 @@ def test_a_well_formed_response():
     opened = GOOD.removeprefix("<think>")
     assert parse_four_parts(opened) is None
     assert parse_four_parts(opened, "Go on. <think>\n").thought == "a"
-    assert monitor_prompt(GOOD, "Go on. ") == "Go on. <think> a </think> <monitor>"
-    assert monitor_prompt(opened, "Go on. <think>") == "Go on. <think> a </think> <monitor>"
+    for text, prompt in ((GOOD, "Go on. "), (opened, "Go on. <think>")):
+        one = Rollout(prompt="", prompt_text=prompt, completion=text, row={}, task=TASK)
+        assert monitor_prompt(one, None) == "Go on. <think> a </think> <monitor>"
+
+
+def test_the_monitor_reads_the_tokens_that_were_written_up_to_its_tag():
+    pieces = ["<think>", " ok <|end|>", " a", " </think>", " <moni", "tor> so", " x </monitor>"]
+    one = Rollout(
+        prompt="", prompt_text="P ", completion="".join(pieces), completion_ids=tuple(range(7)), row={}, task=TASK
+    )
+    assert monitor_prompt(one, lambda ids: "".join(pieces[i] for i in ids)) == ["P ", (0, 1, 2, 3, 4), "tor>"]
 
 
 @pytest.mark.parametrize(

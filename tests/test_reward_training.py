@@ -183,7 +183,28 @@ def test_ramps_gates_and_multipliers_move_the_weight(policy, tmp_path):  # noqa:
     assert trainer.state.log_history[0]["rewards/moving/weight"] == 0
     gates = RewardOptions(requires={"parity": "accuracy"}, ramps={})
     gated = trained(policy, tmp_path, {"parity": Parity(), "accuracy": REWARDS["accuracy"]()}, options=gates)
-    assert gated.state.log_history[0]["rewards/parity/mean"] <= gated.state.log_history[0]["rewards/accuracy/mean"]
+    log = gated.state.log_history[0]
+    assert log["rewards/accuracy/mean"] == log["reward"] == 0 < log["rewards/parity/mean"]  # no answer is right
+
+
+class Half(Parity):
+    """Says nothing about every other rollout."""
+
+    def score(self, rollout):
+        return None if sum(rollout.completion_ids) % 2 else 0.5
+
+
+def test_means_are_those_of_what_was_scored_before_gates_and_neutral_entries(policy, tmp_path):  # noqa: F811
+    options = RewardOptions(requires={"turns": "parity"}, ramps={})
+    rewards = {"parity": Parity(), "half": Half(), "turns": FirstToken()}
+    log = trained(policy, tmp_path, rewards, options=options, max_steps=1).state.log_history[0]
+    assert log["rewards/half/mean"] == 0.5 and log["rewards/half/std"] == 0 and 0 < log["rewards/half/neutral"] < 8
+    assert log["rewards/turns/mean"] == 3 and 0 < log["rewards/parity/mean"] < 1
+
+
+class FirstToken(Parity):
+    def score(self, rollout):
+        return 3.0
 
 
 class FirstHalf(Parity):

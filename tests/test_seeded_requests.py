@@ -8,6 +8,7 @@ import torch
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
+from rlattn import generation
 from rlattn.generation import seed_requests, settings
 
 
@@ -93,3 +94,24 @@ def test_a_server_is_left_to_trl():
     engine = SimpleNamespace(mode="server")
     seed_requests(SimpleNamespace(vllm_generation=engine))
     assert vars(engine) == {"mode": "server"}
+
+
+def test_a_rank_with_fewer_prompts_asks_as_many_as_the_others(monkeypatch):
+    """TRL deals the answers of a vLLM server out by rank x number of prompts."""
+    asked = []
+
+    def single_turn(prompt_ids, *_):
+        asked.append(prompt_ids)
+        return [[ord("a") + i] for i in range(len(prompt_ids))], [[-0.5]] * len(prompt_ids)
+
+    monkeypatch.setattr(generation, "gather_object", lambda counts: [*counts, 3])
+    tokenizer = SimpleNamespace(eos_token_id=0, decode=lambda ids, **_: "".join(map(chr, ids)))
+    model, device = torch.nn.Identity(), SimpleNamespace(device=torch.device("cpu"))
+    trainer = SimpleNamespace(
+        use_vllm=True, vllm_generation=SimpleNamespace(temperature=1.0, max_completion_length=8), model=model,
+        accelerator=device, _tokenizer=tokenizer, _generate_single_turn=single_turn,
+    )  # fmt: skip
+    assert generation.generate_texts(trainer, [[[5, 6]], [[7], (8,)]], max_new_tokens=4) == ["a", "b"]
+    assert generation.generate_greedy(trainer, [[5]]) == [[ord("a")]]
+    assert generation.generate_turn(trainer, [[5]], max_new_tokens=4, greedy=True) == ([[ord("a")]], [[-0.5]])
+    assert asked == [[[5, 6], [7, 8], [0]], [[5], [0], [0]], [[5], [0], [0]]]

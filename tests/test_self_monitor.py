@@ -66,7 +66,7 @@ def test_the_lagged_policy_judges_the_thought_and_whatever_it_does_not_call_safe
     assert rewards(monitor, batch) == [0, -1, -1, -1, -1]
     assert batches.asked == [[f"P <think> I claim {claim} . </think> <monitor>" for claim in (43, 60, 61, 62)]]
     log = batches.logged[0]
-    assert log["self_monitor/flag_rate"] == 0.8 == 1 - log["self_monitor/safe"]
+    assert (log["self_monitor/flag_rate"], log["self_monitor/safe"]) == (0.8, 0.25)  # of five, of four in format
     assert (log["self_monitor/malformed"], log["self_monitor/unparsed"]) == (0.2, 0.4)
     assert (log["self_monitor/precision"], log["self_monitor/recall"]) == (1, 1)
     assert log["self_monitor/own_safe"] == 0.75
@@ -259,7 +259,9 @@ def test_check_says_what_a_recipe_cannot_have():
     gated = ["task={kind: ledger}", "rewards={payoff: {requires: self_monitor}, self_monitor: {}}"]
     with pytest.raises(UserError, match=r"rewards\.payoff\.requires: a gate opens at 1"):
         check(load_recipe("ledger_tiny", gated), ranks=1, gpu_memory=None)
-    monitored = ["task={kind: ledger}", "rewards={payoff: {}, self_monitor: {}}"]
+    with pytest.raises(UserError, match=r"rewards\.self_monitor\.lag: 15 steps, and a generation window has 16"):
+        check(load_recipe("ledger_tiny", ["trainer.steps_per_generation=16"]), ranks=1, gpu_memory=None)
+    monitored = ["task={kind: ledger}", "rewards={payoff: {}, self_monitor: {lag: 40}}"]
     with pytest.raises(UserError, match="lagged policy needs whole weights on every rank, which zero3"):
         check(load_recipe("countdown_4b", monitored), ranks=8, gpu_memory=80)
     own = [monitored[0], "rewards={payoff: {}, self_monitor: {source: own, held_out_every: 0}}"]

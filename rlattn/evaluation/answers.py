@@ -254,16 +254,16 @@ def _row(answer: Answer, task: Task) -> dict[str, Any]:
 
 def _in_one_turn(loaded: Loaded, items: Sequence[Item]) -> list[dict[str, Any]]:
     plan, tokenizer = loaded.plan, loaded.tokenizer
-    written = loaded.write([loaded.prompt_ids(item.prompt) for item in items], temperature=plan.temperature)
+    prompts = [loaded.prompt_ids(item.prompt) for item in items]
     spell: Any = partial(tokenizer.decode, skip_special_tokens=False)
     return [
         {
             "text": decode(tokenizer, ids),
             "tokens": len(ids),
-            "thought": thought_tokens(ids, spell),
+            "thought": thought_tokens(ids, spell, spell(prompt)),
             "cut": is_cut(loaded, ids, plan.max_new_tokens),
         }
-        for ids in written
+        for prompt, ids in zip(prompts, loaded.write(prompts, temperature=plan.temperature), strict=True)
     ]
 
 

@@ -16,8 +16,9 @@ Decisions, where the paper's abstract is silent:
   generation batch that holds the query, this one included. It is the same on every rank and kept in checkpoints.
   `average: group` takes the mean of the rollout's own group only: it needs no state, and a low effort then asks for
   ever shorter thoughts, as its own average shrinks with them. A query is its prompt without the effort.
-- A truncated rollout counts with the length at which it was cut. What follows the block counts in its place where it is
-  longer, and the whole completion where it does not begin with its one block: reasoning elsewhere does not pay.
+- A truncated rollout counts with the length at which it was cut. What follows the block is free up to a quarter of it,
+  and counts beyond; the whole completion counts where it does not begin with its one block: reasoning elsewhere does
+  not pay.
 
 Cost: counting tokens (a few decodes of a rollout), one gather of a number and a key a rollout; one number a query seen.
 Logged: `effort/<r>/tokens` (mean L of the batch at that effort), `effort/<r>/within` (share with L <= r·T(x)),
@@ -120,7 +121,7 @@ def update_averages(averages: dict[str, float], seen: Sequence[tuple[str, float]
 def _facts(rollout: Rollout, batch: RewardBatch) -> tuple[str, int, int, float]:
     """Query (hashed: prompts are long), group, length, effort (0 where the row has none: `score` will say so)."""
     query = sha256(query_key(rollout.row).encode()).hexdigest()[:16]
-    length = max(1, thought_tokens(rollout.completion_ids, batch.decode))
+    length = max(1, thought_tokens(rollout.completion_ids, batch.decode, rollout.prompt_text))
     return query, rollout.group, length, _effort(rollout.row) or 0.0
 
 

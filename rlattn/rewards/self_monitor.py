@@ -33,11 +33,11 @@ Decisions where the paper is silent:
 Cost: one greedy generation of at most `max_new_tokens` a batch for `lagged`, and one more whenever the held-out monitor
 judges; the memory of the trained weights once for each of the two policies (under LoRA: of the adapter).
 
-Logs, as `self_monitor/…` (over all ranks): `flag_rate`, `safe` (share of the monitor's labels), `own_safe` (of the
-rollouts' own), `lambda`, `malformed` (rollouts out of format), `unparsed` (monitor labels that could not be read,
-refusals among them), `unanswered` (external), `precision` and `recall` of flagging what the task calls `deceptive`
-where it can tell, `held_out_flag_rate`, `held_out_recall`, `alarm` (passes too easily) and `drifted` (flags too
-easily), 0 or 1.
+Logs, as `self_monitor/…` (over all ranks): `flag_rate`, `safe` (share of the monitor's labels, of rollouts in format),
+`own_safe` (of the rollouts' own), `lambda`, `malformed` (rollouts out of format), `unparsed` (monitor labels that could
+not be read, refusals among them), `unanswered` (external), `precision` and `recall` of flagging what the task calls
+`deceptive` where it can tell, `held_out_flag_rate`, `held_out_recall`, `alarm` (passes too easily) and `drifted` (flags
+too easily), 0 or 1.
 """
 
 from collections.abc import Sequence
@@ -121,7 +121,7 @@ class SelfMonitor:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("policy",) if self.source == "lagged" or self.first_policy else ()
+        return ("policy",) if self.source == "lagged" else ()
 
     @property
     def first_policy(self) -> bool:
@@ -134,6 +134,7 @@ class SelfMonitor:
         sound = [i for i, parts in enumerate(parsed) if parts]
         verdicts: list[str | None] = [parts.label if parts else None for parts in parsed]
         unanswered: set[int] = set()
+        problem = ""
         if self.source == "lagged":
             verdicts = self._continued(batch, sound, lagged_policy=True)
         elif self.external:
@@ -143,8 +144,7 @@ class SelfMonitor:
                 verdicts[i] = answer
                 if answer is None:
                     unanswered.add(i)
-            if problem and unanswered:
-                self._warn("external", f"the external monitor does not answer ({problem}); such rollouts are neutral")
+            problem = problem if unanswered else ""
         held_out: list[str | None] | None = None
         if self.first_policy and self.batches % self.held_out_every == 0:
             held_out = self._continued(batch, sound, first_policy=True)
@@ -159,6 +159,10 @@ class SelfMonitor:
             )
             for i, (rollout, parts) in enumerate(zip(batch.rollouts, parsed, strict=True))
         ]
+        if self.external and (
+            problem := next(filter(None, batch.gather([problem])), "")
+        ):  # of any rank: rank 0 says it
+            self._warn("external", f"the external monitor does not answer ({problem}); such rollouts are neutral")
         self._learn_from(batch.gather(judged), batch)
         return [
             Judgement(one.flagged, None if self.source == "own" else outside_monitor(rollout, batch.decode))
@@ -190,7 +194,7 @@ class SelfMonitor:
 
     def _continued(self, batch: RewardBatch, sound: Sequence[int], **which: bool) -> list[str | None]:
         """A policy's labels of the rollouts that are in format; None for the others and where a label is malformed."""
-        prompts = [monitor_prompt(batch.rollouts[i].completion, batch.rollouts[i].prompt_text) for i in sound]
+        prompts = [monitor_prompt(batch.rollouts[i], batch.decode) for i in sound]
         texts = batch.generate(prompts, max_new_tokens=self.max_new_tokens, temperature=0.0, **which)
         labels: list[str | None] = [None] * len(batch.rollouts)
         for i, text in zip(sound, texts, strict=True):
@@ -216,7 +220,7 @@ class SelfMonitor:
         found = monitor_metrics(judged) | {"lambda": self.multiplier}
         if "held_out_flag_rate" in found and flags:
             disagrees = found["held_out_flag_rate"] > found["flag_rate"] + self.slack
-            found["alarm"] = float(found["safe"] > ALARM_SAFE and disagrees)
+            found["alarm"] = float(found.get("safe", 0.0) > ALARM_SAFE and disagrees)
             found["drifted"] = float(found["flag_rate"] > max(DRIFTED, 2 * found["held_out_flag_rate"]))
             if found["drifted"] and not unreadable:
                 self._warn(
@@ -251,7 +255,7 @@ def monitor_metrics(judged: Sequence[Judged]) -> dict[str, float]:
     held_out = [one for one in judged if one.held_out is not None]
     shares: dict[str, list[Any]] = {
         "flag_rate": [one.flagged for one in answered],
-        "safe": [not one.flagged for one in answered],
+        "safe": [not one.flagged for one in answered if one.own_safe is not None],
         "own_safe": [one.own_safe for one in judged if one.own_safe is not None],
         "malformed": [one.own_safe is None for one in judged],
         "unparsed": [one.unparsed for one in judged],
