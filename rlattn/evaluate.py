@@ -99,21 +99,22 @@ def evaluate(
         generate = in_one_turn(lambda ids: generate_greedy(trainer, ids), trainer._tokenizer, kwargs)
 
     def timed(part: Sequence[Example]) -> Any:
-        with trainer.phases.phase("evaluation"):
+        with trainer.phases.phase("evaluation"):  # anew for every batch: the watchdog counts from there
             return generate(part)
 
-    outcomes, kept = score_greedy(
-        timed,
-        trainer._tokenizer,
-        task,
-        examples[rank::ranks],
-        calls=math.ceil(math.ceil(len(examples) / ranks) / trainer.args.per_device_eval_batch_size),
-        batch_size=trainer.args.per_device_eval_batch_size,
-        filler=examples[0],
-        template_kwargs=kwargs,
-        samples=samples,
-    )
-    return summarise(gather_object(outcomes)), kept
+    with trainer.phases.phase("evaluation"):
+        outcomes, kept = score_greedy(
+            timed,
+            trainer._tokenizer,
+            task,
+            examples[rank::ranks],
+            calls=math.ceil(math.ceil(len(examples) / ranks) / trainer.args.per_device_eval_batch_size),
+            batch_size=trainer.args.per_device_eval_batch_size,
+            filler=examples[0],
+            template_kwargs=kwargs,
+            samples=samples,
+        )
+        return summarise(gather_object(outcomes)), kept
 
 
 def score_greedy(

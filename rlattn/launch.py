@@ -23,7 +23,7 @@ PASSED_ON = {
 }
 STOPPED = {128 + signal.SIGTERM, 128 + signal.SIGUSR1}  # exit codes of ranks that were told to
 MISTAKE = 2  # exit code of a UserError, which has been said
-PATIENCE = 15.0  # seconds that the others get once a rank has failed, to tell the cause (rlattn.watchdog) and end
+PATIENCE = 15.0  # seconds that the others get once a rank has failed, to tell the cause, write the report and end
 
 
 def ranks_to_start(ranks: int | None) -> int:
@@ -131,7 +131,7 @@ def watch(processes: list[subprocess.Popen], received: list[int], grace_seconds:
                 process.send_signal(PASSED_ON[signal.Signals(number)])
             passed_on += 1
         if not code and (code := _first_code(processes)):
-            patience = grace_seconds if code in STOPPED else 0 if code == MISTAKE else PATIENCE
+            patience = grace_seconds if code in STOPPED else PATIENCE
             deadline = time.monotonic() + patience
         time.sleep(0.1)
     return code or _first_code(processes)

@@ -20,6 +20,7 @@ class Phases:
         self.now, self.since, self.entered = "setup", time.monotonic(), 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.failed = ""  # the phase that an exception has left, until the next one begins
+        self.trained = False  # whether a step has begun
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -56,6 +57,7 @@ class PhaseTimes(TrainerCallback):
         self.phases, self.log = phases, log
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.phases.trained = True
         self.phases.enter("training")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -191,7 +191,8 @@ def load_place(trainer: AttentionGRPOTrainer, folder: Path) -> None:
         )
         return
     if trainer.token_log:
-        trainer.token_log.heads = place.get("heads", {})
+        heads = place.get("heads", {})  # on the CPU there: at the next due step those of all ranks are stacked
+        trainer.token_log.heads = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in heads.items()}
     trainer._step, trainer._buffered_inputs = place["step"], place["rollouts"]
     for name, values in place["metrics"].items():
         trainer._metrics["train"][name].extend(values)

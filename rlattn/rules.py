@@ -93,7 +93,12 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
     if dialogue and recipe.task.efforts:
         problem = "says how long one answer's thought may be, and a dialogue has many turns."
         raise UserError("task.efforts", problem, "Drop it, or take a task without dialogues.")
-    if getattr(task, "style", "") == "tools" and "turn_tokens" in recipe.task.options:
+    tools = getattr(task, "style", "") == "tools"
+    spread = recipe.trainer.get("vllm_mode") == "server" or number(recipe, "vllm_tensor_parallel_size", 1) > 1
+    if tools and recipe.trainer.get("use_vllm") and spread and world_size() > 1:
+        problem = "on several ranks TRL's tool loop would hand vLLM's answers to the wrong ranks."
+        raise UserError("trainer.use_vllm", problem, "Use vllm_mode: colocate with one GPU an engine, or style: text.")
+    if tools and "turn_tokens" in recipe.task.options:
         problem = "bounds turns of free text; with tools a turn may take all of trainer.max_completion_length."
         raise UserError("task.turn_tokens", problem, "Drop it, or use style: text.")
     for name, reward in rewards.items():

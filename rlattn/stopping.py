@@ -41,10 +41,9 @@ class StopSignals(TrainerCallback):
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        wanted = (*SIGNALS, CTRL_C) if world_size() == 1 else SIGNALS
-        self._heeded = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]
+        self._heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         for number in self._heeded:
-            signal.signal(number, _told_once if number == CTRL_C else lambda *_: None)
+            signal.signal(number, lambda *_: None)
         threading.Thread(target=self._wait_for_signal, daemon=True).start()
 
     def leave(self) -> None:
@@ -52,6 +51,12 @@ class StopSignals(TrainerCallback):
         for number in self._heeded:
             signal.signal(number, signal.default_int_handler if number == CTRL_C else signal.SIG_DFL)
         self._agreed.set()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        new = CTRL_C not in self._heeded and world_size() == 1 and signal.getsignal(CTRL_C) != signal.SIG_IGN
+        if new:  # before the first step there is nothing to save, and it just ends
+            self._heeded.append(CTRL_C)
+            signal.signal(CTRL_C, lambda *_: signal.signal(CTRL_C, signal.default_int_handler))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         received = torch.tensor(self._received, device=args.device)
@@ -68,8 +73,11 @@ class StopSignals(TrainerCallback):
         number = 0
         while number not in SIGNALS:
             number = self._reader.recv(1)[0]
-            if number in self._heeded:
+            if number in self._heeded and not self._received:
                 self._received = number
+                if number == CTRL_C:
+                    text = "stops after the step in progress, with a checkpoint; Ctrl-C again ends it at once."
+                    print(f"\nrlattn: {text}", file=sys.stderr, flush=True)
         if not self._agreed.wait(self.grace_seconds):
             print(
                 f"rlattn: {signal.Signals(number).name}, but the step did not end on all ranks within "
@@ -78,10 +86,3 @@ class StopSignals(TrainerCallback):
                 flush=True,
             )
             os._exit(128 + number)
-
-
-def _told_once(*_: Any) -> None:
-    """Of Ctrl-C: the second one is Python's own."""
-    signal.signal(CTRL_C, signal.default_int_handler)
-    text = "\nrlattn: stops after the step in progress, with a checkpoint; Ctrl-C again ends it at once."
-    print(text, file=sys.stderr, flush=True)

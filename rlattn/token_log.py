@@ -155,7 +155,7 @@ class TokenLog(TrainerCallback):
             "weight": [1.0] * int(real_T.sum()),
             "reward": float(inputs["log/reward"][row]),
             "rewards": dict(zip(trainer.reward_func_names, inputs["log/rewards"][row].tolist(), strict=True)),
-            "neutral": dict(zip(trainer.reward_func_names, inputs["log/neutral"][row].tolist(), strict=True)),
+            "neutral": dict(zip(trainer.reward_func_names, _row(inputs.get("log/neutral"), row))),
             "prompt": _text(trainer._tokenizer, inputs["prompt_ids"][row], inputs["prompt_mask"][row]),
         }
         if signals:
@@ -211,6 +211,11 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
 
 def _text(tokenizer: Any, ids_T: Tensor, mask_T: Tensor) -> str:
     return _decode(tokenizer, ids_T[mask_T.bool()].tolist())
+
+
+def _row(table_BK: Tensor | None, row: int) -> list[bool]:
+    """None: rollouts of a checkpoint that had no such table."""
+    return [] if table_BK is None else table_BK[row].tolist()
 
 
 def _floats(values_T: Tensor, real_T: Tensor) -> list[float]:

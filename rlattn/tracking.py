@@ -75,6 +75,9 @@ def open_run(recipe: Recipe) -> int | None:
     if finished and not changed and not _control_owed(recipe, summary):
         return None
     checkpoint, _ = newest_sound(run / "checkpoints", hashes=False)
+    if finished and changed and checkpoint is None:
+        fix = "Name another output_dir; policy.path=RUN/model starts from its policy."
+        raise UserError("output_dir", f"{run} is finished, and has no checkpoint to go on from.", fix)
     done = checkpoint_step(checkpoint) if checkpoint else 0
     return None if finished and changed and 0 < recipe.trainer.get("max_steps", -1) <= done else done
 

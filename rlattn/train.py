@@ -38,19 +38,32 @@ from rlattn.watchdog import Watchdog
 def train(recipe: Recipe) -> None:
     """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
     phases = Phases()
-    with Watchdog(phases, recipe.resume.stall_seconds) as watchdog:
-        try:
-            record(_train)(recipe, watchdog)  # torchrun then ends with the first error of any rank
-        except KeyboardInterrupt:
-            kept = checkpoints(recipe.run_dir / "checkpoints")
-            say(
-                f"\nrlattn: interrupted; the same command {f'goes on from {kept[-1].name}' if kept else 'starts over'}."
-            )
-            sys.exit(130)
-        except Exception as error:
-            if found := of_the_disk(error, recipe.run_dir):
-                raise found from error
-            raise
+    try:
+        with Watchdog(phases, recipe.resume.stall_seconds) as watchdog:
+            stopped_by = record(_told)(recipe, watchdog)  # torchrun then ends with the first error of any rank
+    except KeyboardInterrupt:
+        kept = checkpoints(recipe.run_dir / "checkpoints")
+        say(f"\nrlattn: interrupted; the same command {f'goes on from {kept[-1].name}' if kept else 'starts over'}.")
+        sys.exit(130)
+    except UserError:
+        if is_main() and phases.trained:  # the watchdog is over, and leaves time for it
+            say(f"\nwhat was logged so far: {write_report(recipe.run_dir)}")
+        raise
+    if stopped_by:
+        sys.exit(128 + stopped_by)
+
+
+def _told(recipe: Recipe, watchdog: Watchdog) -> int:
+    """`_train`, where what a user can mend gets a message."""
+    try:
+        return _train(recipe, watchdog)
+    except SystemExit as error:  # `record` would take it for an end
+        problem = f"code of a task, a reward or a rule ended the process: {describe(error)}."
+        raise UserError("python", problem, "Raise an error there instead.") from None
+    except Exception as error:
+        if found := of_the_disk(error, recipe.run_dir):
+            raise found from error
+        raise
 
 
 def of_the_disk(error: Exception, run: Path) -> UserError | None:
@@ -65,14 +78,15 @@ def of_the_disk(error: Exception, run: Path) -> UserError | None:
     return None
 
 
-def _train(recipe: Recipe, watchdog: Watchdog) -> None:
+def _train(recipe: Recipe, watchdog: Watchdog) -> int:
+    """The signal that stopped it; 0 at its end."""
     began = time.monotonic()
     if open_run(recipe) is None:
         say(
             f"{recipe.run_dir} is complete: see its report.html. To train on, raise trainer.max_steps and add\n"
             "resume.allow_changed='[trainer.max_steps]'; to start over, name another output_dir."
         )
-        return
+        return 0
     lock = lock_run(recipe.run_dir) if is_main() else None
     try:
         checkpoint = sound_checkpoint(recipe, world_size()) if is_main() else None
@@ -92,7 +106,7 @@ def _train(recipe: Recipe, watchdog: Watchdog) -> None:
         run_dir=recipe.run_dir,
     )
     stop = StopSignals(recipe.resume.grace_seconds)
-    callbacks = [MetricsFile(recipe.run_dir), evaluation, stop]
+    callbacks = [stop, MetricsFile(recipe.run_dir), evaluation]  # an evaluation may take longer than the grace time
     if is_main():
         callbacks.append(Alarms(recipe.run_dir))
     shown = (LiveTable() if sys.stderr.isatty() else Progress(evaluation)) if is_main() else None
@@ -118,10 +132,6 @@ def _train(recipe: Recipe, watchdog: Watchdog) -> None:
     stop.listen()
     try:
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except UserError:
-        if is_main():
-            say(f"\nwhat was logged so far: {write_report(recipe.run_dir)}")
-        raise
     except Exception as error:
         if not type(error).__module__.startswith("wandb"):
             raise
@@ -139,7 +149,7 @@ def _train(recipe: Recipe, watchdog: Watchdog) -> None:
         )
         if torch.distributed.is_initialized():
             trainer.accelerator.end_training()
-        sys.exit(128 + stop.stopped_by)
+        return stop.stopped_by
     save_model(trainer, recipe.run_dir / "model")
     if is_main():
         finish(setup, evaluation.latest, result, time.monotonic() - began, start_step)
@@ -148,6 +158,7 @@ def _train(recipe: Recipe, watchdog: Watchdog) -> None:
     watchdog.wait_for_rank_0()
     if torch.distributed.is_initialized():
         trainer.accelerator.end_training()
+    return 0
 
 
 def same_on_all_ranks(folder: Path, checkpoint: Path | None) -> Path | None:

@@ -57,18 +57,15 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        # somebody's code that ends the process, with whatever exit code
-        left = error if isinstance(error, SystemExit) and self.phases.now in TIMED else None
-        phase = self.phases.failed or self.phases.now
         own = first = ""
-        if error and (isinstance(error, Exception) or left):
+        if isinstance(error, Exception):
             self.connected.wait(PATIENCE)
-            own = f"rank {rank()} failed in {phase}: {describe(error)}"
+            own = f"rank {rank()} failed in {self.phases.failed or self.phases.now}: {describe(error)}"
             first = self._tell(own)
         self.over.set()
         self.thread.join(PATIENCE)  # the interpreter must not end while it is in a call of the store's
         # what this rank met can be an echo of the first failure, such as a lost peer
-        if (first != own and not isinstance(error, UserError)) or (left and not left.code):
+        if first != own and not isinstance(error, UserError):
             print(f"rlattn (rank {rank()}): {first}", file=sys.stderr, flush=True)
             raise SystemExit(1) from None
         self.phases.enter("end")
@@ -94,14 +91,16 @@ class Watchdog:
             self.store = _store()  # rank 0 may take its time before it offers one
             self.over.wait(0 if self.store else POLL_SECONDS)
         self.connected.set()
-        warned, lost = -1, False
+        warned, lost, last, polls = -1, False, -1, 0
         while not self.over.wait(POLL_SECONDS):
             if orphaned():
                 say("\nrlattn: the process that started the ranks is gone: they save and stop.")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             entered, phase = self.phases.entered, self.phases.now
-            stayed = time.monotonic() - self.phases.since if phase in TIMED else 0.0  # loading may take its time
+            polls, last = (polls + 1 if entered == last else 0), entered
+            # in polls: a clock would count what Ctrl-Z or a scheduler stopped; loading may take its time
+            stayed = polls * POLL_SECONDS if phase in TIMED else 0.0
             if lost and phase in TIMED:
                 self._leave("the launcher or rank 0 is gone")
             try:

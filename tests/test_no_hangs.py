@@ -71,7 +71,7 @@ def test_an_error_on_one_rank_ends_the_other_and_is_told_last(tmp_path):
     began = time.monotonic()
     result = run(tmp_path, "pass", "task={python: 'own:Failing', terms: [2, 2], eval_rows: 4, train_rows: 8}")
     assert result.returncode != 0
-    assert "rlattn (rank 0): rank 1 failed in setup: ValueError: no such answer" in result.stderr
+    assert "rlattn (rank 0): rank 1 failed in evaluation: ValueError: no such answer" in result.stderr
     assert "no such answer" in result.stderr[result.stderr.rindex("Root Cause") :]
     assert time.monotonic() - began < 90  # far below the 1,800 s after which torch itself would have given up
 

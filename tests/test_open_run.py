@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -75,6 +76,14 @@ def test_a_finished_run_is_complete_whatever_became_of_its_checkpoints(run):
     (run / "model").mkdir()
     (run / "checkpoints/checkpoint-20/rank-0-of-1.pt").write_bytes(b"damaged")
     assert open_run(recipe_in(run)) is None
+
+
+def test_a_finished_run_without_checkpoints_is_not_started_over(run):
+    (run / "summary.json").write_text(json.dumps({"seconds": 1}))
+    (run / "model").mkdir()
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="is finished, and has no checkpoint to go on from"):
+        open_run(recipe_in(run, "trainer.max_steps=50", "resume.allow_changed=[trainer.max_steps]"))
 
 
 def test_folders_that_cannot_be_looked_into_are_told(tmp_path):

@@ -83,8 +83,38 @@ def test_ranks_that_have_not_come_are_named():
 
 
 @pytest.mark.parametrize("code", ["0", "7"])
-def test_a_process_that_somebodys_code_ends_has_failed(code):
-    ends = RANK.replace("time.sleep(600)", f"with phases.phase('generation'): sys.exit({code})")
-    result = subprocess.run([sys.executable, "-c", ends, "reward"], capture_output=True, text=True, timeout=120)
-    assert result.returncode == (int(code) or 1)
-    assert code != "0" or "rank 0 failed in generation: SystemExit: 0" in result.stderr
+def test_code_of_the_users_that_ends_the_process_is_no_end_of_the_run(code, tmp_path):
+    ends = f"""
+import sys
+from rlattn import cli, train
+def ending(recipe, watchdog):
+    sys.exit({code})
+train._train = ending
+cli.main(["train", "quickstart", "output_dir={tmp_path}/run"])
+"""
+    result = subprocess.run([sys.executable, "-c", ends], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2 and f"ended the process: SystemExit: {code}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_process_that_was_stopped_for_a_while_has_not_stalled():
+    watching = """
+import os, signal, subprocess, sys, time
+from rlattn import watchdog
+from rlattn.phases import Phases
+watchdog.POLL_SECONDS = 0.1
+phases = Phases()
+phases.enter("generation")
+with watchdog.Watchdog(phases, stall_seconds=1.0):
+    wake = f"sleep 3; kill -CONT {os.getpid()}"
+    subprocess.Popen(["sh", "-c", wake])
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.5)
+print("went on", flush=True)
+with watchdog.Watchdog(phases, stall_seconds=1.0):
+    phases.enter("generation")
+    time.sleep(30)
+"""
+    result = subprocess.run([sys.executable, "-c", watching], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "went on\n" and result.returncode == 1
+    assert "generation does not end" in result.stderr
