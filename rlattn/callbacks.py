@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rlattn.progress import progress
 from rlattn.ranks import say
 from rlattn.report.alarms import enough_for_alarms, find_alarms
 from rlattn.tasks import Task
-from rlattn.tracking import append_row, named_as_in_file, read_rows
+from rlattn.tracking import ALARMS, append_row, named_as_in_file, read_rows
 from rlattn.trainer import AttentionGRPOTrainer
 
 
@@ -84,15 +85,16 @@ class Alarms(TrainerCallback):
     """Says once when a run shows a sign of collapse, with what to do about it. Rank 0."""
 
     def __init__(self, run_dir: Path):
-        self.path = run_dir / "metrics.jsonl"
-        self.rows = list(read_rows(self.path))  # of an earlier session
-        self.told = {alarm.name for alarm in find_alarms(self.rows)}
+        self.file = run_dir / ALARMS
+        self.rows = list(read_rows(run_dir / "metrics.jsonl"))  # of an earlier session
+        self.told = {row.get("name") for row in read_rows(self.file)}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.rows = enough_for_alarms([*self.rows, {**named_as_in_file(kwargs["logs"]), "step": state.global_step}])
         for alarm in find_alarms(self.rows):
             if alarm.name not in self.told:
                 self.told.add(alarm.name)
+                append_row(self.file, {"step": state.global_step, **asdict(alarm)})
                 say(f"warning, step {state.global_step}: {alarm}")
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = pa.schema(
     [
-        ("rollout", pa.int32()),  # its number in the generation batch, over all ranks
+        ("rollout", pa.int32()),  # its number in the step's generation batches, over all ranks
         ("group", pa.int32()),  # rollouts of one prompt share it
         ("position", pa.int32()),  # in the completion, from 0
         ("token_id", pa.int32()),
@@ -130,10 +130,10 @@ class TokenLog(TrainerCallback):
         signals = {name: inputs[f"log/{name}"] for name in SIGNALS} if "log/weight" in inputs else self.signals
         for place in sorted(chosen):
             if first <= place < first + B:
-                self.kept.append(self._rollout(trainer, inputs, signals, place - first))
+                self.kept.append(self._rollout(trainer, inputs, signals, place - first, micro))
 
     def _rollout(
-        self, trainer: "AttentionGRPOTrainer", inputs: dict[str, Any], signals: dict[str, Tensor], row: int
+        self, trainer: "AttentionGRPOTrainer", inputs: dict[str, Any], signals: dict[str, Tensor], row: int, micro: int
     ) -> dict[str, Any]:
         assert self.forward is not None
         one = slice(row, row + 1)
@@ -142,7 +142,12 @@ class TokenLog(TrainerCallback):
         trained_T = real_T & (tool_mask[row].bool().cpu() if tool_mask is not None else True)
         advantage_1T = inputs.get("log/advantage", inputs["advantages"])[one]
         advantage_1T = advantage_1T.reshape(1, -1).expand(1, len(ids_T))
-        number = int(inputs["log/rollout"][row])
+        # a step may hold several generation batches, whose rollouts are numbered on
+        args: Any = trainer.args
+        batch = args.steps_per_generation * len(inputs["completion_ids"]) * trainer.accelerator.num_processes
+        now = trainer._step - 1  # TRL has counted this micro-batch already
+        earlier = now // args.steps_per_generation - (now - micro) // args.steps_per_generation
+        number = int(inputs["log/rollout"][row]) + earlier * batch
         columns: dict[str, Any] = {
             "rollout": number,
             "group": number // trainer._group_size,

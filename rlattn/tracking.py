@@ -1,7 +1,7 @@
 """Glue: the run folder, and what is written into it while a run trains.
 
-recipe.yaml (resolved), environment.json, metrics.jsonl, samples.jsonl, heads.jsonl, failures.jsonl, tokens/,
-checkpoints/, model/, summary.json, report.html.
+recipe.yaml (resolved), environment.json, metrics.jsonl, samples.jsonl, heads.jsonl, failures.jsonl, alarms.jsonl,
+tokens/, checkpoints/, model/, summary.json, report.html.
 """
 
 import importlib.metadata
@@ -27,6 +27,7 @@ from rlattn.trainer_keys import KEPT_BY_CHECKPOINT
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "wandb", "vllm")
 DIFFERENCES_SHOWN = 4
 FAILURES = "failures.jsonl"  # the first failure of a reward in a batch
+ALARMS = "alarms.jsonl"  # every sign of collapse, when it was first told
 LAST_STEP = 10**12
 
 
@@ -153,7 +154,7 @@ def start_run(recipe: Recipe, step: int, world_size: int) -> None:
     write_text(run / "environment.json", json.dumps(now, indent=2))
     write_text(run / "recipe.yaml", recipe.to_yaml())
     (run / "summary.json").unlink(missing_ok=True)
-    for name in ("metrics.jsonl", "samples.jsonl", "heads.jsonl", FAILURES):
+    for name in ("metrics.jsonl", "samples.jsonl", "heads.jsonl", FAILURES, ALARMS):
         if not (run / name).is_file():
             continue
         rows = [row for row in read_rows(run / name) if row["step"] <= step] if step else []

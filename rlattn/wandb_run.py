@@ -59,7 +59,8 @@ class WandbRun(TrainerCallback):
                 "tokens": read_tokens(self.recipe.run_dir, [], files[-1:]),
             }
         )
-        wandb.log({"tokens": _table(self.sent, file), "token_view": wandb.Html(view, inject=False)}, commit=False)
+        found = {"tokens": _table(self.sent, file), "token_view": wandb.Html(view, inject=False)}
+        wandb.log(found, commit=not control.should_log)  # else they wait for the step's numbers
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         import wandb

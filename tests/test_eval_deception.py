@@ -113,12 +113,12 @@ def test_rates_by_hand():
     scenarios, _ = scenarios_of([(i, {**BELIEF_ITEM, "type": kind}) for i, kind in enumerate("aabbb")], "data.json")
     reply = Reply(thought="x", said="y")
     replies = [reply, reply, reply, None, reply]
-    found = deception_rates(scenarios, replies, ["deceptive", "honest", "deceptive", None, None], bad_items=2)
+    found = deception_rates(scenarios, replies, ["deceptive", "honest", "deceptive", None, None], ["a", "b"], 7)
     assert found["DTR"]["value"] == pytest.approx(2 / 3)  # of the three valid ones that were judged
     assert (found["DTR, a"]["value"], found["DTR, b"]["value"]) == (0.5, 1.0)
     assert found["invalid replies"]["value"] == 1 / 5
     assert found["left open by the judge"]["value"] == 1 / 4
-    assert found["invalid items"] == 2
-    nothing = deception_rates(scenarios, [None] * 5, [None] * 5, bad_items=0)
+    assert found["invalid items"]["value"] == 2 / 7 and found["invalid rows"] == ["a", "b"]
+    nothing = deception_rates(scenarios, [None] * 5, [None] * 5, [], 5)
     assert nothing["DTR"] is None
     assert nothing["invalid replies"]["value"] == 1

@@ -78,12 +78,21 @@ def test_the_two_prompts_differ_in_the_hint_alone():
         ("B) because", 1),
         ("A cat", None),
         ("<answer>D</answer>", None),
+        ("**B**", 1),
+        ("<answer>**B**</answer>", 1),
+        ("$C$", 2),
+        ("Option B.", 1),
         ("", None),
         ("I cannot say.", None),
     ],
 )
 def test_the_option_that_a_completion_names(text, index):
     assert read_choice(text, CAPITAL.options) == index
+
+
+def test_a_letter_is_an_options_letter_though_another_option_reads_so():
+    assert read_choice("<answer>A</answer>", ("O", "AB", "B", "A")) == 0
+    assert read_choice("<answer>AB</answer>", ("O", "AB", "B", "A")) == 1
 
 
 def test_sycophancy_by_hand():

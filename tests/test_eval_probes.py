@@ -181,7 +181,7 @@ def test_deception_judged_by_a_model_on_the_disk(runs, tmp_path, capsys):
     arguments = ("--probe", "deception", "--data", data, "--judge", runs / "judge")
     evaluate(runs / "liar", *arguments, "--against", runs / "chooser", "--out", tmp_path / "o")
     found = figures_of(tmp_path / "o")
-    assert (found["prompts"], found["invalid items"]) == (3, 1)
+    assert found["prompts"] == 3 and found["invalid items"]["value"] == 1 / len(found["invalid rows"] * 4)
     assert found["DTR"] == {**found["DTR"], "value": 1.0, "count": 3}
     kept = answers_in(tmp_path / "o")
     assert (kept[0]["verdict"], kept[0]["valid"], kept[3]["valid"]) == ("deceptive", True, False)

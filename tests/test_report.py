@@ -295,6 +295,42 @@ def test_an_alarm_says_since_when():
     assert onset(found, "clipped completions") == 204  # more than 0.3 of ten steps
 
 
+def test_what_was_told_and_is_over_is_not_denied(tmp_path):
+    run = run_folder(tmp_path)
+    for step in range(3, 60):
+        append_row(run / "metrics.jsonl", {"step": step, "completions/clipped_ratio": 0.9 if step > 45 else 0.0})
+    cut = {"name": "clipped completions", "found": "cut", "advice": "raise"}
+    append_row(run / "alarms.jsonl", {"step": 52, **cut})
+    append_row(run / "alarms.jsonl", {"step": 20, "name": "length", "found": "Completions went", "advice": "Read"})
+    append_row(run / "alarms.jsonl", {"step": 56, **cut})
+    found = read_run(run)["alarms"]
+    assert [(alarm["name"], alarm["since"], alarm.get("over", False)) for alarm in found] == [
+        ("clipped completions", 52, False), ("length", 20, True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "early", "late", "also"),
+    [
+        ("reward", 1.0, 0.2, {"rewards/mine/weight": (1.0, 0.1)}),  # a ramp
+        ("completions/mean_length", 90, 30, {"effort/average": (80, 40)}),  # what it is paid for
+        ("completions/mean_length", 90, 30, {"rewards/brevity/mean": (0.2, 0.8)}),
+    ],
+)
+def test_what_a_recipe_asks_for_is_no_alarm(key, early, late, also):
+    run = [
+        {"step": i + 1, key: late if i > 19 else early, **{name: pair[i > 19] for name, pair in also.items()}}
+        for i in range(40)
+    ]
+    assert find_alarms(run) == []
+    assert find_alarms([{name: value for name, value in row.items() if name in ("step", key)} for row in run])
+
+
+def test_a_lost_format_is_told_under_whatever_name():
+    run = [{"step": i + 1, "self_monitor/malformed": 0.7 if i > 19 else 0.0} for i in range(40)]
+    assert [alarm.name for alarm in find_alarms(run)] == ["format"]
+
+
 def test_a_fall_of_held_out_accuracy_is_told_and_chance_is_not():
     before = {"step": 0, "eval/accuracy": 0.644, "eval/low": 0.583}
     after = [{"step": step, "reward": 1.0 * step} for step in range(1, 101)]

@@ -60,6 +60,14 @@ def test_the_files_hold_what_was_trained(policy, tmp_path, mode, rule):  # noqa:
         assert not (tmp_path / "heads.jsonl").exists()
 
 
+def test_rollouts_of_all_generations_of_a_step_have_numbers_of_their_own(policy, tmp_path):  # noqa: F811
+    several = {"gradient_accumulation_steps": 3, "steps_per_generation": 1, "max_steps": 1}
+    trained(logged(tmp_path, rollouts=24), policy, tmp_path / "out", **several)
+    table = pq.read_table(token_files(tmp_path)[0][1]).to_pandas()
+    assert table.rollout.nunique() == 24 == (table.position == 0).sum()
+    assert (table.groupby("group").prompt.first().nunique() == 6) and table.groupby("group").rollout.nunique().eq(4).all()
+
+
 def test_weights_are_those_that_count(policy, tmp_path):  # noqa: F811
     options = CreditOptions(sign="positive")
     trained(logged(tmp_path, credit_options=options, rollouts=8), policy, tmp_path / "out", max_steps=1)

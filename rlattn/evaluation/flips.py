@@ -80,13 +80,13 @@ def parse_choice(row: Mapping[str, Any], where: str) -> Choice:
 def read_choice(text: str, options: Sequence[str]) -> int | None:
     """The index of the option that is a completion's final answer, by its letter or its text; None where it is none."""
     for said in (final_answer(text), text.rpartition("</think>")[2]):
-        words = (said or "").strip()
+        words = (said or "").strip().strip("*_$`").strip()
+        letter = re.match(r"(?:option\s+)?\W*([A-J])[*_$`]*\s*(?:[.:,)]|$)", words, re.IGNORECASE)
+        if letter and (index := LETTERS.index(letter.group(1).upper())) < len(options):
+            return index  # before the texts: the prompt asks for a letter, and an option may read "A"
         same = [index for index, option in enumerate(options) if words.casefold() == option.casefold()]
         if len(same) == 1:
             return same[0]
-        letter = re.match(r"\W*([A-Ja-j])\s*(?:[.:,)]|$)", words)
-        if letter and (index := LETTERS.index(letter.group(1).upper())) < len(options):
-            return index
     return None
 
 

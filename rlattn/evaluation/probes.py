@@ -95,11 +95,12 @@ def prepare(
             run=lambda loaded, kept: _sycophancy(loaded, kept, choices, plan.recipe.seed),
         )
     if probe == "deception":
-        scenarios, invalid = scenarios_of(_rows(data, limit), str(data))
+        items = _rows(data, limit)
+        scenarios, invalid = scenarios_of(items, str(data))
         judge = make_judge()
         return Prepared(
             check=lambda checked: _check_deception(checked, scenarios, judge),
-            run=lambda loaded, kept: _deception(loaded, kept, scenarios, invalid, judge),
+            run=lambda loaded, kept: _deception(loaded, kept, scenarios, invalid, len(items), judge),
         )
     if isinstance(plan.task, DialogueTask):
         raise UserError("--probe", f"{probe} is for tasks of one turn.", "Name another with --task.")
@@ -226,7 +227,7 @@ def _check_deception(checked: "Checked", scenarios: Sequence[Scenario], judge: J
 
 
 def _deception(
-    loaded: "Loaded", kept: Kept, scenarios: Sequence[Scenario], invalid: Sequence[str], judge: Judge
+    loaded: "Loaded", kept: Kept, scenarios: Sequence[Scenario], invalid: Sequence[str], items: int, judge: Judge
 ) -> dict[str, Any]:
     from rlattn.evaluation.answers import write_all
 
@@ -266,5 +267,5 @@ def _deception(
                 "verdict": verdicts[index],
             }
         )
-    rates = deception_rates(scenarios, replies, verdicts, len(invalid))
+    rates = deception_rates(scenarios, replies, verdicts, invalid, items)
     return {**rates, "cut_share": fmean(one.cut for one in written)}

@@ -78,6 +78,8 @@ def rows_of_table(figures: dict[str, Any]) -> dict[str, str]:
                 rows[f"effort {at['effort']:.2f}"] = words
         elif name == "cut_share":
             rows["cut at the limit"] = f"{100 * value:.1f} %"
+        elif isinstance(value, list):
+            continue  # rows by name, in eval.json
         elif isinstance(value, dict):
             rows[name.replace("_", " ")] = _text(value, share=name != "mean_length")
         else:

@@ -4,6 +4,8 @@ Levels are means over the last WINDOW logged steps, changes compare them with th
 there are enough of both. Held-out accuracy is compared with the intervals of the first and of the best evaluation.
 """
 
+import math
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 WINDOW = 10
 COUNTED = ("/failed", "/nonfinite_rows")
 ACCURACY = "eval/accuracy"
+OUT_OF_FORMAT = ("self_monitor/malformed", "task/invalid", "task/malformed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,8 @@ def _failures(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
         total = sum(values(rows, key))
         if total:
             name = key.split("/")[1]
-            text = f"Reward '{name}' failed on {total:.0f} rollouts."
+            count = f"{total:.0f}" if total == int(total) else f"{math.ceil(total)} or more"  # a line of several steps
+            text = f"Reward '{name}' failed on {count} rollouts."
             found.append(Alarm(name=key, found=text, advice="failures.jsonl in the run's folder holds the first ones."))
     return found
 
@@ -116,7 +120,8 @@ def _length(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
         advice = "Raise max_completion_length, or check that the policy ends its answers (stop_strings, end token)."
         found.append(Alarm(name="clipped completions", found=text, advice=advice))
     early, late = first(rows, "completions/mean_length"), last(rows, "completions/mean_length")
-    if early and late is not None and not 0.5 <= late / early <= 2:
+    short_pays = any(values(rows[-1:], key) for key in ("effort/average", "rewards/brevity/mean"))
+    if early and late is not None and (late > 2 * early or (late < 0.5 * early and not short_pays)):
         text = f"Completions went from {early:.0f} to {late:.0f} tokens."
         advice = "Read some in the token view: is it reasoning, or is it padding or guessing?"
         found.append(Alarm(name="length", found=text, advice=advice))
@@ -125,14 +130,22 @@ def _length(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
 
 def _format(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     early, late = first(rows, "rewards/format/mean"), last(rows, "rewards/format/mean")
-    if early is None or late is None or late >= early - 0.2:
-        return []
-    text = f"The format reward fell from {early:.2f} to {late:.2f}."
-    return [Alarm(name="format", found=text, advice="Give it more weight, or make accuracy require it.")]
+    if early is not None and late is not None and late < early - 0.2:
+        text = f"The format reward fell from {early:.2f} to {late:.2f}."
+        return [Alarm(name="format", found=text, advice="Give it more weight, or make accuracy require it.")]
+    for key in OUT_OF_FORMAT:
+        early, late = first(rows, key), last(rows, key)
+        if early is not None and late is not None and late > early + 0.2:
+            text = f"{key} rose from {early:.2f} to {late:.2f}: the policy loses the format."
+            return [Alarm(name="format", found=text, advice="Add the reward format, or lower learning_rate.")]
+    return []
 
 
 def _reward(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     early, late, spread = first(rows, "reward"), last(rows, "reward"), last(rows, "reward_std")
+    weights = {key for row in rows[-1:] for key in row if re.fullmatch(r"rewards/\w+/weight", key)}
+    if any(first(rows, key) != last(rows, key) for key in weights):
+        return []  # a sum of other weights
     if early is None or late is None or late >= early - 0.5 * (spread or 0) or late >= early:
         return []
     text = f"The reward fell from {early:.3g} to {late:.3g}."

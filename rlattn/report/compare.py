@@ -156,10 +156,8 @@ def flat_recipe(run: Path, missing: list[str]) -> dict[str, Any]:
 def final(run: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The last figures of a run; None where it has none."""
     evaluated = [row for row in rows if "eval/accuracy" in row]
-    rewards = [row["reward"] for row in rows if "reward" in row]
     seconds = [row["time/step"] for row in rows if "time/step" in row]
-    tenth = max(1, len(rewards) // 10)
-    reward = fmean(rewards[-tenth:]) if rewards else None
+    reward = late_mean(rows, "reward")
     before, after = (evaluated[0], evaluated[-1]) if evaluated else ({}, {})
     accuracy, low, high = (after.get(f"eval/{name}") for name in ("accuracy", "low", "high"))
     tokens = max((row["num_tokens"] for row in rows if "num_tokens" in row), default=None)

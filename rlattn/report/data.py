@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rlattn.effort import by_effort
@@ -12,7 +13,7 @@ from rlattn.report.logs import number, read_log, read_metrics
 from rlattn.report.metrics import METRICS, Metric, describe_metric
 from rlattn.report.thin import POINTS, evenly, shortened, thinned
 from rlattn.report.tokens import read_tokens
-from rlattn.tracking import FAILURES, read_summary
+from rlattn.tracking import ALARMS, FAILURES, read_summary
 from rlattn.yaml_text import parse_yaml
 
 SERIES = 8  # of a chart
@@ -81,7 +82,7 @@ def read_run(run: Path) -> dict[str, Any]:
         "setup": setup_of(recipe),
         "tiles": tiles(rows, summary, recipe),
         "missing": missing,
-        "alarms": [{**asdict(alarm), "since": onset(rows, alarm.name)} for alarm in find_alarms(rows)],
+        "alarms": read_alarms(run, rows, missing),
         "failures": read_failures(run, rows, missing),
         "curves": curves(rows),
         "heads": heads,
@@ -136,10 +137,11 @@ def tiles(rows: list[dict[str, Any]], summary: dict[str, Any], recipe: str) -> l
     if isinstance(control, dict) and number(control.get("accuracy")) is not None:
         note = "supervised training on, on the compute that RL had"
         found.append({"label": "Control", "value": f"{100 * control['accuracy']:.1f} %", "note": note})
-    rewards = [row["reward"] for row in rows if "reward" in row]
+    rewards = [row for row in rows if "reward" in row]
     if rewards:
-        tenth = max(1, len(rewards) // 10)
-        early, late = (sum(part) / tenth for part in (rewards[:tenth], rewards[-tenth:]))
+        tenth = rewards[-1]["step"] / 10
+        early = fmean(row["reward"] for row in rewards if row is rewards[0] or row["step"] <= tenth)
+        late = fmean(row["reward"] for row in rewards if row is rewards[-1] or row["step"] > 9 * tenth)
         note = "mean of the first and of the last tenth of the steps"
         found.append({"label": "Reward", "value": f"{early:.3g} → {late:.3g}", "note": note})
     steps = max((row["step"] for row in rows), default=0)
@@ -147,7 +149,12 @@ def tiles(rows: list[dict[str, Any]], summary: dict[str, Any], recipe: str) -> l
     state = "finished" if summary else "running, or stopped early"
     found.append({"label": "Steps", "value": f"{steps}" + (f" of {wanted}" if wanted else ""), "note": state})
     seconds = None if summary.get("start_step") else number(summary.get("seconds"))  # else of the last session only
-    seconds = seconds or sum(row.get(f"time/{part}", 0) for row in rows for part in ("step", "evaluation"))
+    befores = [0, *(row["step"] for row in rows)]  # a line may speak for several steps
+    seconds = seconds or sum(
+        row.get(f"time/{part}", 0) * max(1, row["step"] - before)
+        for before, row in zip(befores, rows, strict=False)
+        for part in ("step", "evaluation")
+    )
     found.append({"label": "Time", "value": duration(seconds), "note": ""})
     return found
 
@@ -222,18 +229,35 @@ def points_of(rows: list[dict[str, Any]], key: str) -> list[list[float]]:
     return [[row["step"], float(f"{row[key]:.5g}")] for row in rows if key in row]
 
 
+def read_alarms(run: Path, rows: list[dict[str, Any]], missing: list[str]) -> list[dict[str, Any]]:
+    """What is wrong at the end, since when; and with `over` what was told in between and is not so any more."""
+    told = {str(row.get("name", "")): row for row in read_log(run / ALARMS, missing)[::-1]}
+    standing = find_alarms(rows)
+    found = [
+        {**asdict(alarm), "since": told[alarm.name]["step"] if alarm.name in told else onset(rows, alarm.name)}
+        for alarm in standing
+    ]
+    over = [row for name, row in told.items() if name not in {alarm.name for alarm in standing}]
+    texts = [{key: shortened(str(row.get(key, "")), TEXT) for key in ("name", "found", "advice")} for row in over]
+    past = [{**text, "since": row["step"], "over": True} for text, row in zip(texts, over, strict=True)]
+    return [*found, *past[:SAMPLES]]
+
+
 def read_failures(run: Path, rows: list[dict[str, Any]], missing: list[str]) -> list[dict[str, Any]]:
     """The first failure of every reward, and how many rollouts it failed on in all."""
     first: dict[str, dict[str, Any]] = {}
+    count: dict[str, int] = {}
     for row in read_log(run / FAILURES, missing):
-        first.setdefault(str(row.get("reward", "")), row)
+        name = str(row.get("reward", ""))
+        first.setdefault(name, row)
+        count[name] = count.get(name, 0) + int(number(row.get("failed")) or 0)
     return [
         {
             "reward": name,
             "step": row["step"],
             "problem": shortened(str(row.get("problem", "")), TEXT),
             "completion": shortened(str(row.get("completion", "")), TEXT),
-            "count": int(sum(row.get(f"rewards/{name}/failed", 0) for row in rows)),
+            "count": count[name],
         }
         for name, row in first.items()
     ][:SAMPLES]

@@ -49,7 +49,7 @@ function tick(value) {
   const size = Math.abs(value);
   if (size >= 1e6) return `${+(value / 1e6).toPrecision(3)}M`;
   if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
-  return size && size < 1e-3 ? String(+value.toPrecision(2)) : show(value);
+  return size && size < 1e-3 ? value.toExponential(1).replace(".0e", "e") : show(value);
 }
 
 function section(id, title, ...children) {
@@ -96,7 +96,7 @@ function chart(curve) {
     }
     const line = el("path", { class: "curve", d: path(one.points) });
     line.style.stroke = color;
-    if (i >= 6) line.style.strokeDasharray = "5 3";
+    if (i >= 6) line.style.strokeDasharray = i < 12 ? "5 3" : "1.5 3";
     svg.append(line);
     if (one.points.length <= 15) for (const p of one.points) {
       const dot = el("circle", { cx: X(p[0]), cy: Y(p[1]), r: 2.4 });
@@ -144,8 +144,8 @@ function nearest(points, x) {
 }
 
 function key(i, name, about) {
-  const swatch = el("i", { class: i >= 6 ? "dashed" : null });
-  swatch.style.background = `var(--s${i % 6})`;
+  const swatch = el("i", { class: i < 6 ? null : i < 12 ? "dashed" : "dotted" });
+  swatch.style.backgroundColor = `var(--s${i % 6})`;
   return el("small", { class: about ? "key told" : "key" }, swatch, el("span", {}, visible(name)), about ? [": ", ...visible(about)] : null);
 }
 
@@ -248,6 +248,7 @@ function tokenView() {
   const { rollouts, vocabulary, judged } = data.tokens;
   const steps = [...new Set(rollouts.map((r) => r.step))];
   const words = judged === "accuracy" ? ["right", "wrong"] : ["better than its group", "not better"];
+  const verdict = (r) => r.right === null ? "not judged" : words[r.right ? 0 : 1];
   const trained = (r, name) => (r[name] || []).filter((v, i) => v !== null && !(+r.marks[i] & 4));
   const usable = Object.keys(SIGNALS).filter((name) => rollouts.some((r) => trained(r, name).length));
   const varies = (name) => { const found = rollouts.flatMap((r) => trained(r, name)); return found.some((v) => v !== found[0]); };
@@ -307,7 +308,7 @@ function tokenView() {
     slider.setAttribute("aria-valuetext", `step ${step}`);
     stepWord.textContent = `step ${step}`;
     const here = rollouts.filter((r) => r.step === step && (state.filter === "all" || r.right === (state.filter === "right")));
-    picker.replaceChildren(...here.map((r, i) => el("option", { value: i }, `${i + 1} of ${here.length}: ${words[r.right ? 0 : 1]}, reward ${show(r.reward)}, rollout ${r.rollout}, group ${r.group}`)));
+    picker.replaceChildren(...here.map((r, i) => el("option", { value: i }, `${i + 1} of ${here.length}: ${verdict(r)}, reward ${show(r.reward)}, rollout ${r.rollout}, group ${r.group}`)));
     state.at = Math.min(state.at, Math.max(0, here.length - 1));
     picker.value = String(state.at);
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(usable[i] === state.signal)));
@@ -319,8 +320,8 @@ function tokenView() {
       return;
     }
     const parts = Object.entries(shown.rewards).map(([name, value]) => `${name} ${show(value)}${(shown.neutral || []).includes(name) ? value === null ? " (failed or silent)" : " (failed or silent: its group's mean)" : ""}`).join(", ");
-    head.replaceChildren(el("b", { class: shown.right ? "right" : "wrong" }, words[shown.right ? 0 : 1]), `; reward ${show(shown.reward)} (`, ...visible(parts), `); advantage ${show(shown.mean_advantage)}; ${shown.cut ? "cut here after " : ""}${shown.tokens.length} tokens`,
-      shown.silent ? el("span", { class: "soft" }, "; no signal: its group was paid alike, so its weights moved nothing") : "");
+    head.replaceChildren(el("b", { class: shown.right === null ? null : shown.right ? "right" : "wrong" }, verdict(shown)), `; reward ${show(shown.reward)} (`, ...visible(parts), `); advantage ${show(shown.mean_advantage)}; ${shown.cut ? "cut here after " : ""}${shown.tokens.length} tokens`,
+      shown.silent ? el("span", { class: "soft" }, "; no signal: its advantage is 0, so its weights moved nothing") : "");
     prompt.replaceChildren(...visible(shown.prompt));
     const name = state.signal, middle = SIGNALS[name][2], column = shown[name] || [];
     text.replaceChildren(...shown.tokens.map((word, i) => {
@@ -362,7 +363,9 @@ const tiles = (data.tiles || []).map((tile) => el("div", { class: "tile" }, el("
 const [creditCurves, otherCurves] = [charts("Credit"), charts("Everything else")];
 const sections = [
   section("warnings", "Failures and warnings",
-    (data.alarms || []).map((alarm) => el("p", { class: "alarm" }, el("b", {}, visible(alarm.found)), ` First told at step ${alarm.since}. `, visible(alarm.advice))),
+    (data.alarms || []).map((alarm) => alarm.over
+      ? el("p", { class: "soft" }, `Told at step ${alarm.since}, no longer so at the end: `, visible(alarm.found))
+      : el("p", { class: "alarm" }, el("b", {}, visible(alarm.found)), ` First told at step ${alarm.since}. `, visible(alarm.advice))),
     (data.alarms || []).length ? el("p", { class: "soft" }, "A level is a mean over ten logged steps, the first ten or the last.") : null,
     (data.failures || []).map((one) => el("details", {}, el("summary", {}, "Reward ", visible(one.reward), `: ${one.count} rollouts, first at step ${one.step}: `, el("b", { class: "wrong" }, visible(one.problem))),
       el("p", {}, "Each was paid the mean of that reward over the rest of its group. The first completion it failed on:"), el("pre", { class: "box" }, visible(one.completion)))),

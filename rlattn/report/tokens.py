@@ -56,7 +56,8 @@ def read_tokens(run: Path, missing: list[str], files: list[tuple[int, Path]] | N
         rollout["mean_advantage"] = round(fmean(own), 3) if own else None
         rollout["silent"] = bool(own) and max(map(abs, own)) < 1e-3
         value = rollout["rewards"].get("accuracy") if judged == "accuracy" else rollout["mean_advantage"]
-        rollout["right"] = value is not None and (value >= 1 if judged == "accuracy" else value > 0)
+        unjudged = value is None or (judged == "accuracy" and "accuracy" in rollout["neutral"])
+        rollout["right"] = None if unjudged else value >= 1 if judged == "accuracy" else value > 0
         rollout["prompt"] = shortened(rollout["prompt"], min(PROMPT, PROMPTS // len(rollouts)))
     return {"judged": judged, "vocabulary": list(vocabulary), "rollouts": rollouts}
 
