@@ -231,6 +231,8 @@ def compare(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
 ) -> None:
     """Overlay runs: curves, a final table with intervals over seeds, and what their recipes differ in."""
+    import json
+
     from rlattn.report import page
     from rlattn.report.compare import compare as compare_runs
     from rlattn.report.compare import is_comparison
@@ -239,17 +241,21 @@ def compare(
 
     if not out.absolute().parent.is_dir() or out.is_dir():
         raise UserError("--out", f"{out} cannot be written.", "Name a file in a folder that exists.")
-    if out.exists() and not is_comparison(out):
-        raise UserError("--out", f"{out} is there and no earlier comparison.", "Name a new file.")
+    tables = out.with_name(f"{out.stem}-tables.json")
+    for file in (out, tables):
+        if file.exists() and not is_comparison(file):
+            raise UserError("--out", f"{file} is there and no earlier comparison.", "Name a new file.")
     try:
         found = compare_runs(runs)
         write_text(out, page(found))
+        kept = {name: found[name] for name in ("kind", "name", "missing", "tables")}
+        write_text(tables, json.dumps(kept, separators=(",", ":"), ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(str(error.filename), f"cannot be read or written ({error.strerror}).") from None
     show_tables(found["tables"])
     for line in found["missing"]:
         print(f"\n{printable(line)}")
-    print(f"\nOpen in a browser: {out}")
+    print(f"\nOpen in a browser: {out} (its tables: {tables})")
 
 
 @app.command()

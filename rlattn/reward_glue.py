@@ -144,6 +144,19 @@ def check_failures(trainer: AttentionGRPOTrainer, rows: int) -> dict[str, float]
     return {f"rewards/{name}/failed": n for name, n in zip(trainer.reward_func_names, failed_K, strict=True)}
 
 
+def log_raw_means(trainer: AttentionGRPOTrainer, raw_BK: Tensor) -> None:
+    """`rewards/<name>/mean` and `/std` of what was scored: TRL has logged the table in which gates and neutral entries
+    count.
+    """
+    logged = trainer._metrics["train" if trainer._training else "eval"]
+    for k, name in enumerate(trainer.reward_func_names):
+        raw_B = raw_BK[:, k]
+        if not torch.equal(raw_B, trainer._rewards_BK[:, k]):
+            raw_B = raw_B[~raw_B.isnan()]
+            logged[f"rewards/{name}/mean"][-1] = raw_B.mean().item()
+            logged[f"rewards/{name}/std"][-1] = raw_B.std().item() if len(raw_B) > 1 else math.nan
+
+
 def _loggable(rollout: dict[str, Any]) -> dict[str, Any]:
     """What failures.jsonl keeps of a rollout, and `rlattn score` reads back."""
     if not rollout:

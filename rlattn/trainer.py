@@ -1,6 +1,5 @@
 """Glue: the only TRL subclass. It carries tensors between TRL and the pure modules; no arithmetic of its own."""
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from rlattn.reward_glue import (
     RewardOptions,
     bind_rewards,
     check_failures,
+    log_raw_means,
     guard,
     mean_by_name,
     token_advantages,
@@ -344,13 +344,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         found["groups_without_signal"] = silent_groups(*table, parts_BK)
         for name, value in found.items():
             self.log_value(name, value)
-        logged = self._metrics["train" if self._training else "eval"]
-        for k, name in enumerate(self.reward_func_names):  # TRL logs the table in which gates and neutral entries count
-            raw_B = self._raw_BK[:, k]
-            if not torch.equal(raw_B, self._rewards_BK[:, k]):
-                raw_B = raw_B[~raw_B.isnan()]
-                logged[f"rewards/{name}/mean"][-1] = raw_B.mean().item()
-                logged[f"rewards/{name}/std"][-1] = raw_B.std().item() if len(raw_B) > 1 else math.nan
+        log_raw_means(self, self._raw_BK)
         return advantage_BT
 
     def _tool_mask_like(self, mask_BT: Tensor) -> Tensor:
