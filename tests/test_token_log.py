@@ -65,9 +65,8 @@ def test_rollouts_of_all_generations_of_a_step_have_numbers_of_their_own(policy,
     trained(logged(tmp_path, rollouts=24), policy, tmp_path / "out", **several)
     table = pq.read_table(token_files(tmp_path)[0][1]).to_pandas()
     assert table.rollout.nunique() == 24 == (table.position == 0).sum()
-    assert (table.groupby("group").prompt.first().nunique() == 6) and table.groupby("group").rollout.nunique().eq(
-        4
-    ).all()
+    groups = table.groupby("group")
+    assert groups.prompt.first().nunique() == 6 and groups.rollout.nunique().eq(4).all()
 
 
 def test_weights_are_those_that_count(policy, tmp_path):  # noqa: F811
