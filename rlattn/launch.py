@@ -131,7 +131,8 @@ def watch(processes: list[subprocess.Popen], received: list[int], grace_seconds:
                 process.send_signal(PASSED_ON[signal.Signals(number)])
             passed_on += 1
         if not code and (code := _first_code(processes)):
-            patience = grace_seconds if code in STOPPED else PATIENCE
+            said = code == MISTAKE and processes[0].poll() is not None  # by rank 0, for all
+            patience = grace_seconds if code in STOPPED else 0 if said else PATIENCE
             deadline = time.monotonic() + patience
         time.sleep(0.1)
     return code or _first_code(processes)
