@@ -126,7 +126,7 @@ function chart(curve) {
   });
   svg.addEventListener("pointerleave", () => read(xs.length - 1, false));
   svg.addEventListener("keydown", (event) => {
-    const move = { ArrowLeft: -1, ArrowRight: 1, Home: -1e9, End: 1e9, PageUp: -10, PageDown: 10 }[event.key];
+    const move = event.altKey ? undefined : { ArrowLeft: -1, ArrowRight: 1, Home: -1e9, End: 1e9, PageUp: -10, PageDown: 10 }[event.key];
     if (move) { read(at + move, true); event.preventDefault(); }
   });
   read(at, false);
@@ -296,7 +296,7 @@ function tokenView() {
   text.addEventListener("pointerover", (event) => { const token = event.target.closest(".token"); if (token) select(+token.dataset.i); });
   text.addEventListener("click", (event) => { const token = event.target.closest(".token"); if (token) select(+token.dataset.i); });
   text.addEventListener("keydown", (event) => {
-    const move = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -10, ArrowDown: 10, Home: -1e9, End: 1e9 }[event.key];
+    const move = event.altKey ? undefined : { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -10, ArrowDown: 10, Home: -1e9, End: 1e9 }[event.key];
     if (!move || !shown) return;
     select(Math.max(0, Math.min(shown.tokens.length - 1, state.token + move)));
     text.querySelector(".at")?.scrollIntoView({ block: "nearest" });
