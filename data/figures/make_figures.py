@@ -60,14 +60,20 @@ def ledger(folders: list[str]) -> None:
 
 def questions(folders: list[str]) -> None:
     arms = {"turn": "bits, a turn", "total": "bits, a dialogue", "resolved": "attributes, a turn", "accuracy": "none"}
-    figure = Figure(figsize=(9, 3), layout="constrained")
+    figure = Figure(figsize=(10, 3), layout="constrained")
     gain, opened = figure.subplots(1, 2)
     draw_arms(Path(folders[0]), arms, {"task/gain_share": gain, "task/opened_best": opened})
     gain.axhline(100 * RANDOM_SHARE, color="grey", linestyle=":")
     gain.set(title="Bits told, % of the greedy questioner's", xlabel="step", ylim=(50, 103))
     opened.set(title="Dialogues that open with the best question, %", xlabel="step", ylim=(0, 103))
     opened.plot([], [], color="grey", linestyle=":", label="asks at random")
-    opened.legend(fontsize=8, title="reward beside the specification's", title_fontsize=8)
+    figure.legend(
+        *opened.get_legend_handles_labels(),
+        loc="outside right center",
+        fontsize=8,
+        title="paid beside",
+        title_fontsize=8,
+    )
     figure.savefig(Path(__file__).parent / "questions.png", dpi=110)
 
 
