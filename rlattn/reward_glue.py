@@ -16,8 +16,9 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from rlattn.advantages import part_advantages, restrict_to_tokens
+from rlattn.advantages import duplicate_share, part_advantages, restrict_to_tokens
 from rlattn.credit import schedule
+from rlattn.dialogues import completion_text
 from rlattn.errors import UserError, describe
 from rlattn.generation import generate_texts
 from rlattn.lagged import LaggedPolicy
@@ -142,6 +143,26 @@ def check_failures(trainer: AttentionGRPOTrainer, rows: int) -> dict[str, float]
                 "rewards.max_failed_share. (A key changed in the recipe is named in resume.allow_changed.)",
             )
     return {f"rewards/{name}/failed": n for name, n in zip(trainer.reward_func_names, failed_K, strict=True)}
+
+
+def repeated_share(trainer: AttentionGRPOTrainer, completion_ids: Sequence[Sequence[int]]) -> float:
+    """Share of all ranks' rollouts that repeat an earlier one of their group. Collective."""
+    local_B = torch.tensor([hash(tuple(map(int, ids))) for ids in completion_ids], device=trainer.args.device)
+    return duplicate_share(trainer.accelerator.gather(local_B), trainer._group_size)
+
+
+def task_numbers(
+    trainer: AttentionGRPOTrainer, inputs: Sequence[Any], completion_ids: Sequence[Any], masks: Sequence[Any] | None
+) -> dict[str, float]:
+    """Means over all ranks of what the task measures of the rollouts; empty where it measures nothing. Collective."""
+    measure = trainer.measure
+    if not measure:
+        return {}
+    texts = [
+        completion_text(trainer._tokenizer, ids, masks[row] if masks is not None else None)
+        for row, ids in enumerate(completion_ids)
+    ]
+    return mean_by_name([measure(text, example["row"]) for text, example in zip(texts, inputs, strict=True)])
 
 
 def log_raw_means(trainer: AttentionGRPOTrainer, raw_BK: Tensor) -> None:

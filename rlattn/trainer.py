@@ -16,7 +16,6 @@ from trl.models.utils import disable_gradient_checkpointing
 from rlattn.advantages import (
     apply_gates,
     contributions,
-    duplicate_share,
     fill_neutral,
     group_advantages,
     silent_groups,
@@ -25,7 +24,7 @@ from rlattn.advantages import (
 from rlattn.attention.capture import Capture, batch_heads, capture
 from rlattn.checkpoints import PARTIAL
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
-from rlattn.dialogues import completion_text, trl_arguments
+from rlattn.dialogues import trl_arguments
 from rlattn.generation import seed_requests, settings, stop_at
 from rlattn.phases import Phases, PhaseTimes
 from rlattn.resume import EpochOrder, RestorePlace, load_place, save_durably
@@ -37,6 +36,8 @@ from rlattn.reward_glue import (
     guard,
     log_raw_means,
     mean_by_name,
+    repeated_share,
+    task_numbers,
     token_advantages,
     weights_now,
 )
@@ -151,7 +152,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         rewards_BK = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         for name, count in check_failures(self, len(rewards_BK)).items():
             log(name, count)
-        log("completions/duplicates", self._duplicates(completion_ids_list))
+        log("completions/duplicates", repeated_share(self, completion_ids_list))
         self.latest_completion = completion_ids_list[0]
         for name, neutral in zip(names, rewards_BK.isnan().sum(dim=0).tolist(), strict=True):
             log(f"rewards/{name}/neutral", neutral)
@@ -163,20 +164,9 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self.reward_weights = weights_now(self, self._base_weights_K, options)
         for name, weight in zip(names, self.reward_weights.tolist(), strict=True):
             log(f"rewards/{name}/weight", weight)
-        if self.measure:
-            texts = [
-                completion_text(self._tokenizer, ids, masks[row] if masks is not None else None)
-                for row, ids in enumerate(completion_ids_list)
-            ]
-            numbers = [self.measure(text, example["row"]) for text, example in zip(texts, inputs, strict=True)]
-            for name, value in mean_by_name(numbers).items():
-                log(f"task/{name}", value)
+        for name, value in task_numbers(self, inputs, completion_ids_list, masks).items():
+            log(f"task/{name}", value)
         return self._rewards_BK
-
-    def _duplicates(self, completion_ids: list[list[int]]) -> float:
-        """Share of all ranks' rollouts that repeat an earlier one of their group. Collective."""
-        local_B = torch.tensor([hash(tuple(map(int, ids))) for ids in completion_ids], device=self.args.device)
-        return duplicate_share(self.accelerator.gather(local_B), self._group_size)
 
     def log_value(self, name: str, value: float) -> None:
         """A number of this batch, averaged into the step's log line; the same on every rank."""
