@@ -11,7 +11,7 @@ Legend: B = 1 text, N tokens, H heads.
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,7 +45,7 @@ class Sizes:
     heads: int = 16
     key_heads: int = 8
     device: str = "cpu"
-    backend: Literal["torch", "triton"] = "torch"
+    backend: Literal["auto", "torch", "triton"] = "auto"
 
     @property
     def head_size(self) -> int:
@@ -97,6 +97,8 @@ def bench_attention(
         rows.append(Row("error: capture against eager", f"{_error(sizes):.0e}"))
     else:
         rows.append(Row("eager", "not measured", detail=f"needs {sizes.map_bytes / 1e9:.0f} GB of memory"))
+    if sizes.device != "cpu":
+        rows = [replace(row, target="", met=None) for row in rows]  # the targets are a CPU's
     curves = []
     for tokens in curve:
         show(f"one layer at {tokens} tokens")

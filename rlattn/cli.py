@@ -285,7 +285,7 @@ def bench_attention(
     tokens: Annotated[int, typer.Option(min=16, max=1_000_000, help="Length of the text.")] = 4096,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 3,
     curve: Annotated[bool, typer.Option("--curve", help="Also one layer's metrics at 512 to 16384 tokens.")] = False,
-    backend: Annotated[Literal["torch", "triton"], typer.Option(help="What computes the metrics.")] = "torch",
+    backend: Annotated[Literal["auto", "torch", "triton"], typer.Option(help="What computes the metrics.")] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
 ) -> None:
     """WAAD and FAI against a plain forward and against eager attention maps, on CUDA where there is a GPU."""

@@ -188,9 +188,13 @@ def _loggable(rollout: dict[str, Any]) -> dict[str, Any]:
 
 def mean_by_name(numbers: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of every number over all entries of all ranks that have it and where it is finite. Collective."""
-    found = gather_object(list(numbers))
-    names = sorted({name for entry in found for name in entry})
-    values = {name: [entry[name] for entry in found if math.isfinite(entry.get(name, math.nan))] for name in names}
+    return means(gather_object(list(numbers)))
+
+
+def means(entries: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of every number over the entries that have it and where it is finite; NaN where there are none."""
+    names = sorted({name for entry in entries for name in entry})
+    values = {name: [entry[name] for entry in entries if math.isfinite(entry.get(name, math.nan))] for name in names}
     return {name: fmean(given) if given else math.nan for name, given in values.items()}
 
 

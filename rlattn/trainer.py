@@ -24,6 +24,7 @@ from rlattn.advantages import (
 from rlattn.attention.capture import Capture, batch_heads, capture
 from rlattn.checkpoints import PARTIAL
 from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
+from rlattn.credit_metrics import CreditMetrics
 from rlattn.dialogues import trl_arguments
 from rlattn.generation import seed_requests, settings, stop_at
 from rlattn.phases import Phases, PhaseTimes
@@ -35,7 +36,6 @@ from rlattn.reward_glue import (
     check_failures,
     guard,
     log_raw_means,
-    mean_by_name,
     repeated_share,
     task_numbers,
     token_advantages,
@@ -131,6 +131,8 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self.keep_best = keep_best
         self.phases = phases or Phases()
         self.add_callback(PhaseTimes(self.phases, self.log_value))
+        self._credit_metrics = CreditMetrics(self.log_value)
+        self.add_callback(self._credit_metrics)
         self._place = RestorePlace(self)
         self.add_callback(self._place)
         self._reading: Callable[[Tensor], None] | None = None  # takes the weights that the next policy forward gives
@@ -263,9 +265,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         signals = captured.signals(share=self.attention.share, heads=self._heads, entropy_BN=entropy_BN)
         draw = self._step * self.accelerator.num_processes + self.accelerator.process_index
         credit = compute_credit(self.credit, signals, step=draw)
-        # As objects: a rule that failed on one rank has other metrics there.
-        for name, value in mean_by_name([{n: float(v) for n, v in credit.metrics.items()}]).items():
-            self.log_value(name, value)
+        self._credit_metrics.batches.append(credit.metrics)
         options = self.credit_options
         strength = schedule(self.state.global_step, max(1, self.state.max_steps), options.warmup, options.decay)
         weights_BT = scheduled_weights(credit.weights_BN[:, -completion_length:], strength)

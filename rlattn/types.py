@@ -124,7 +124,7 @@ ATTENTION_LAYERS = ("full_attention", "sliding_attention")  # transformers' name
 CHOICES = {
     "rows": ("token", "predictor"),
     "scope": ("sequence", "batch", "calibrated"),
-    "backend": ("torch", "triton"),
+    "backend": ("auto", "torch", "triton"),
 }
 
 
@@ -144,8 +144,8 @@ class AttentionOptions:
     """Of the heads that a local or global set holds."""
     scope: Literal["sequence", "batch", "calibrated"] = "sequence"
     """Head sets for every rollout, for every generation batch, or once, on the first batch."""
-    backend: Literal["torch", "triton"] = "torch"
-    """What computes the metrics: PyTorch anywhere, or fused kernels on CUDA."""
+    backend: Literal["auto", "torch", "triton"] = "auto"
+    """What computes the metrics: PyTorch anywhere, fused kernels on CUDA, or those where they can run."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.window <= LONGEST:

@@ -28,6 +28,7 @@ CASES = {
     "window of one": {"window": 1, "horizon": (1, 8)},
     "sliding window": {"sliding_window": 7, "horizon": (2, 30)},
     "sliding window wider than a tile": {"sliding_window": 20, "N": 70, "B": 1},
+    "sliding window far beyond the window": {"sliding_window": 50, "N": 110, "B": 1, "window": 3},
     "softcap": {"softcap": 2.0, "horizon": (1, 9)},
     "sinks": {"sinks": True, "horizon": (1, 9)},
     "predictor": {"rows": "predictor", "horizon": (1, 9)},
@@ -80,6 +81,24 @@ def test_kernels_equal_the_torch_path(name):
 
 
 @runs_kernels
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 150}, {"sinks": True, "dtype": torch.bfloat16}])
+def test_kernels_pass_over_padding_of_several_tiles(options):
+    """Tiles that hold nothing but padding, or a hole, before the columns that every row sees."""
+    from rlattn.attention.kernels import attention_metrics_triton
+
+    N = 80 if INTERPRETED else 700
+    query, key, options = inputs(**{**PLAIN, "N": N, "B": 3, **options})
+    options["attention_mask"][:] = 1
+    options["attention_mask"][0, : N // 2] = options["attention_mask"][1, N // 3] = 0
+    options["response_mask"][:] = 0
+    options["response_mask"][:, N // 2 + 5 :] = 1
+    query, key = query.nan_to_num(0.5), key.nan_to_num(0.5)
+    got = attention_metrics_triton(query, key, **options)
+    assert got.span_BH.isfinite().all()
+    assert_equal(got, attention_metrics(query, key, **options))
+
+
+@runs_kernels
 def test_kernels_repeat_bit_for_bit_and_strides_do_not_matter():
     from rlattn.attention.kernels import attention_metrics_triton
 
@@ -124,19 +143,21 @@ def test_compiles_for_cards_that_are_not_here(capability):
 
     from rlattn.attention import kernels
 
-    pointers = {"query": "*bf16", "key": "*bf16", "real": "*i8", "rows": "*i8", "response": "*i8", "first_key": "*i32"}
+    masks = dict.fromkeys(("real", "rows", "response", "first_key", "clear_key"), "*i32")
+    pointers = {"query": "*bf16", "key": "*bf16", **masks}
     floats = ("sinks", "distance_out", "waad_out", "lse_out", "lse", "received_out")
     tile = kernels._tile(torch.bfloat16, 128)
-    constants = {**tile, "SOFTCAP": True, "SINKS": True, "PRECISION": "tf32x3", "TILE_D": 128, "query_d": 1, "key_d": 1}
+    constants = {**tile, "SOFTCAP": True, "SINKS": True, "PRECISION": "tf32x3", "D": 128, "TILE_D": 128}
+    constants |= {"query_d": 1, "key_d": 1}
     for kernel in (kernels._rows, kernels._columns):
-        signature = {**dict.fromkeys(kernel.arg_names, "i32"), "scale": "fp32", "cap": "fp32"}
+        signature = {**dict.fromkeys(kernel.arg_names, "i32"), "scale": "fp32", "factor": "fp32"}
         signature |= {**pointers, **dict.fromkeys(floats, "*fp32"), **dict.fromkeys(constants, "constexpr")}
         source = ASTSource(
             kernel,
             {name: signature[name] for name in kernel.arg_names},
             {name: value for name, value in constants.items() if name in kernel.arg_names},
         )
-        options = {name: tile[name] for name in ("num_warps", "num_stages")}
+        options = {name: value for name, value in tile.items() if name not in ("M", "C")}
         made = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         assert made.asm["cubin"]
         assert made.metadata.shared <= {80: 99, 90: 227}[capability] * 1024

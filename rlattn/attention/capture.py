@@ -183,10 +183,18 @@ def metrics_function(backend: str) -> Callable[..., AttentionMetrics]:
     if backend == "torch":
         return attention_metrics
     try:
-        from rlattn.attention.kernels import attention_metrics_triton
+        from rlattn.attention.kernels import attention_metrics_triton, runs_here
     except ImportError as error:
+        if backend == "auto":
+            return attention_metrics
         raise ValueError(f"attention.backend: triton cannot be imported ({error}); use torch") from None
-    return attention_metrics_triton
+    if backend == "triton":
+        return attention_metrics_triton
+
+    def measure(query: Tensor, key: Tensor, **options: Any) -> AttentionMetrics:
+        return (attention_metrics_triton if runs_here(query) else attention_metrics)(query, key, **options)
+
+    return measure
 
 
 def batch_heads(span_BLH: Tensor, share: float) -> tuple[Tensor, Tensor]:

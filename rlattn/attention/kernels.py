@@ -15,9 +15,26 @@ from torch import Tensor
 
 from rlattn.attention.metrics import AttentionMetrics, averaged, check_options, check_shapes, row_masks
 
+LARGEST_HEAD = 256  # tried; larger tiles may not fit in shared memory
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-HIDDEN: tl.constexpr = tl.constexpr(-3.0e38)  # finite: a row of a tile that sees no key stays finite too
+# Finite, times `factor` too: so is a row of a tile that sees no key. A power of 2: that product is not rounded, or what
+# `score * factor - top` leaves of two hidden ones, fused, would be huge.
+HIDDEN: tl.constexpr = tl.constexpr(-(2.0**100))
+
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def runs_here(query: Tensor) -> bool:
+    """Whether `backend: auto` takes the kernels: on NVIDIA cards from Ampere on."""
+    return (
+        query.is_cuda
+        and torch.version.cuda is not None
+        and query.dtype in DTYPES
+        and query.shape[-1] <= LARGEST_HEAD
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 @torch.no_grad()
@@ -46,7 +63,7 @@ def attention_metrics_triton(
     check_options(window, *horizon, sliding_window, softcap, rows)
     if not query.is_cuda and not INTERPRETED:
         raise ValueError(f"the triton backend needs CUDA tensors, got {query.device}; the torch backend runs anywhere")
-    if query.dtype not in (torch.bfloat16, torch.float16, torch.float32) or key.dtype != query.dtype:
+    if query.dtype not in DTYPES or key.dtype != query.dtype:
         raise ValueError(f"expected bfloat16, float16 or float32 query and key, got {query.dtype} and {key.dtype}")
     if INTERPRETED and query.dtype == torch.bfloat16:
         query, key = query.float(), key.float()  # the interpreter multiplies the bits of bfloat16 as integers
@@ -60,28 +77,35 @@ def attention_metrics_triton(
     if distance_BHN.numel():
         tile = _tile(query.dtype, D)
         shared = {
-            "N": N, "D": D, "heads": H, "group": H // key.shape[1],
-            "scale": scaling / softcap if softcap else scaling * LOG2_E.value,
-            "cap": softcap * LOG2_E.value if softcap else 0.0,
+            "N": N, "heads": H, "group": H // key.shape[1],
+            "scale": scaling / softcap if softcap else 1.0,  # of q.k inside the softcap
+            "factor": (softcap or scaling) * LOG2_E.value,  # of what comes out of it
             "sliding_window": min(N, sliding_window or N),
             "SOFTCAP": softcap is not None,
             "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",  # x3: float32 from tensor cores
-            "TILE_D": max(16, triton.next_power_of_2(D)), **tile,
+            "D": D, "TILE_D": max(16, triton.next_power_of_2(D)), **tile,
         }  # fmt: skip
         strides = (*query.stride(), *key.stride())
-        real, measured = real_BN.to(torch.int8), rows_BN.to(torch.int8)
+        real, measured = real_BN.int(), rows_BN.int()  # 4 bytes: less than that cannot be fetched ahead
         with torch.cuda.device_of(query):
             _rows[(triton.cdiv(N, tile["M"]) * B * H,)](
-                query, key, real, measured, real.argmax(1).to(torch.int32),
+                query, key, real, measured, real.argmax(1).int(), _clear_from(real_BN, rows_BN),
                 query.new_zeros(1, dtype=torch.float32) if sinks is None else sinks.to(query.device, torch.float32),
                 distance_BHN, waad_BHN, lse_BHN, *strides,
                 window=min(window, N), SINKS=sinks is not None, **shared,
             )  # fmt: skip
             _columns[(triton.cdiv(N, tile["C"]) * B * H,)](
-                query, key, real, measured, response_BN.to(torch.int8), lse_BHN, received_BHN, *strides,
+                query, key, real, measured, response_BN.int(), lse_BHN, received_BHN, *strides,
                 low=min(low, N), high=min(high, N), **shared,
             )  # fmt: skip
     return averaged(distance_BHN.sum(-1), waad_BHN, received_BHN, response_BN, rows_BN, horizon, rows)
+
+
+def _clear_from(real_BN: Tensor, rows_BN: Tensor) -> Tensor:
+    """(B,): the first column from which on, up to the last measured row, all are real."""
+    column_N = torch.arange(1, real_BN.shape[1] + 1, device=real_BN.device, dtype=torch.int32)
+    last_row_B1 = (rows_BN * column_N).amax(1, keepdim=True)
+    return (~real_BN & (column_N < last_row_B1)).mul(column_N).amax(1)
 
 
 def _tile(dtype: torch.dtype, head_size: int) -> dict[str, int]:
@@ -93,17 +117,17 @@ def _tile(dtype: torch.dtype, head_size: int) -> dict[str, int]:
     if dtype == torch.float32:
         rows, warps = (64, 8) if head_size <= 128 else (16, 4)
         return {"M": rows, "C": 32, "num_warps": warps, "num_stages": 2}
-    rows, columns, warps = (128, 64, 8) if head_size <= 128 else (64, 32, 4)
-    return {"M": rows, "C": columns, "num_warps": warps, "num_stages": 3}
+    tile = {"M": 64, "C": 64 if head_size <= 128 else 32, "num_warps": 4, "num_stages": 3}
+    return tile | {"maxnreg": 128} if head_size <= 64 else tile  # four programs on a multiprocessor instead of three
 
 
 @triton.jit
 def _rows(
-    query, key, real, rows, first_key, sinks, distance_out, waad_out, lse_out,
+    query, key, real, rows, first_key, clear_key, sinks, distance_out, waad_out, lse_out,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d,
-    N, D, heads, group, scale, cap, sliding_window, window,
+    N, heads, group, scale, factor, sliding_window, window,
     SOFTCAP: tl.constexpr, SINKS: tl.constexpr, PRECISION: tl.constexpr,
-    M: tl.constexpr, C: tl.constexpr, TILE_D: tl.constexpr,
+    M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """Mean distance, WAAD and log-sum-exp of the M rows of one head."""
     blocks = tl.cdiv(N, M)
@@ -122,67 +146,85 @@ def _rows(
     key += b * key_b + h // group * key_h
     real += b * N
 
-    # First the columns that every row of the tile sees from a distance of at least the window, then the near ones.
+    # Three runs of columns: first where padding or a sliding window hides some; the inner ones, which every row sees
+    # from a distance of at least the window; the near ones, where the future is hidden and distances are clipped.
     first = tl.maximum(tl.load(first_key + b), start - sliding_window + 1) // C * C
     near = tl.maximum(tl.maximum(start - window + 1, 0) // C * C, first)
+    all_seen = tl.maximum(tl.load(clear_key + b), start + M - sliding_window)
+    inner = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(all_seen, 0), C) * C, first), near)
     stop = tl.minimum(start + M, N)
     peak_M = tl.full([M], HIDDEN, tl.float32)
     mass_M, far_M = tl.zeros([M], tl.float32), tl.zeros([M], tl.float32)
-    for s in range(first, near, C):
-        p_MC, away_MC, kept_M, peak_M = _online(
-            query_MD, key, real, t_M, s, peak_M, key_n, key_d, N, D, scale, cap, sliding_window, SOFTCAP, PRECISION, C,
-            TILE_D,
+    column_C = tl.arange(0, C).to(tl.float32)
+    for s in range(first, inner, C):
+        p_MC, kept_M, peak_M = _online(
+            query_MD, key, real, t_M, s, peak_M, key_n, key_d, N, scale, factor, sliding_window, False, SOFTCAP,
+            PRECISION, C, D, TILE_D,
         )  # fmt: skip
-        mass_M = mass_M * kept_M + tl.sum(p_MC, 1)
-        far_M = far_M * kept_M + tl.sum(p_MC * away_MC, 1)
+        seen_M = tl.sum(p_MC, 1)
+        mass_M = mass_M * kept_M + seen_M
+        far_M = far_M * kept_M + ((t_M - s) * seen_M - tl.sum(p_MC * column_C[None, :], 1))
+    for s in range(inner, near, C):
+        p_MC, kept_M, peak_M = _online(
+            query_MD, key, real, t_M, s, peak_M, key_n, key_d, N, scale, factor, sliding_window, True, SOFTCAP,
+            PRECISION, C, D, TILE_D,
+        )  # fmt: skip
+        seen_M = tl.sum(p_MC, 1)
+        mass_M = mass_M * kept_M + seen_M
+        far_M = far_M * kept_M + ((t_M - s) * seen_M - tl.sum(p_MC * column_C[None, :], 1))
     clipped_M = mass_M * window
     for s in range(near, stop, C):
-        p_MC, away_MC, kept_M, peak_M = _online(
-            query_MD, key, real, t_M, s, peak_M, key_n, key_d, N, D, scale, cap, sliding_window, SOFTCAP, PRECISION, C,
-            TILE_D,
+        p_MC, kept_M, peak_M = _online(
+            query_MD, key, real, t_M, s, peak_M, key_n, key_d, N, scale, factor, sliding_window, False, SOFTCAP,
+            PRECISION, C, D, TILE_D,
         )  # fmt: skip
+        away_MC = (t_M - s).to(tl.float32)[:, None] - column_C[None, :]
         mass_M = mass_M * kept_M + tl.sum(p_MC, 1)
         far_M = far_M * kept_M + tl.sum(p_MC * away_MC, 1)
         clipped_M = clipped_M * kept_M + tl.sum(p_MC * tl.minimum(away_MC, window), 1)
 
     kept_M = tl.full([M], 1.0, tl.float32)
+    top_M = peak_M * factor
     if SINKS:  # one more column, which takes mass and has no distance
         sink = tl.load(sinks + h) * LOG2_E
-        highest_M = tl.maximum(peak_M, sink)
-        kept_M = tl.exp2(peak_M - highest_M)
-        mass_M, peak_M = mass_M * kept_M + tl.exp2(sink - highest_M), highest_M
+        highest_M = tl.maximum(top_M, sink)
+        kept_M = tl.exp2(top_M - highest_M)
+        mass_M, top_M = mass_M * kept_M + tl.exp2(sink - highest_M), highest_M
     out_M = head * N + t_M
     tl.store(distance_out + out_M, far_M * kept_M / mass_M, mask=rows_M)
     tl.store(waad_out + out_M, clipped_M * kept_M / mass_M, mask=rows_M)
-    tl.store(lse_out + out_M, peak_M + tl.log2(mass_M), mask=rows_M)
+    tl.store(lse_out + out_M, top_M + tl.log2(mass_M), mask=rows_M)
 
 
 @triton.jit
 def _online(
-    query_MD, key, real, t_M, start, peak_M, key_n, key_d, N, D, scale, cap, sliding_window,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, C: tl.constexpr, TILE_D: tl.constexpr,
+    query_MD, key, real, t_M, start, peak_M, key_n, key_d, N, scale, factor, sliding_window, INNER: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, C: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
-    """One step of the online softmax: p (over the new maximum), distances, what earlier sums keep, the new maximum."""
+    """One step of the online softmax: p (over the new maximum), what earlier sums keep, the new maximum."""
     s_C, d_D = start + tl.arange(0, C), tl.arange(0, TILE_D)
-    real_C = tl.load(real + s_C, mask=s_C < N, other=0) != 0
-    key_DC = tl.load(
-        key + d_D[:, None] * key_d + s_C[None, :] * key_n, mask=(d_D[:, None] < D) & real_C[None, :], other=0
-    )
-    away_MC = t_M.to(tl.float32)[:, None] - s_C.to(tl.float32)[None, :]
-    scores_MC = _scores(query_MD, key_DC, scale, cap, SOFTCAP, PRECISION)
-    seen_MC = (away_MC >= 0) & (away_MC < sliding_window) & real_C[None, :]
-    scores_MC = tl.where(seen_MC, scores_MC, HIDDEN)
+    keys_DC, inside_DC = key + d_D[:, None] * key_d + s_C[None, :] * key_n, d_D[:, None] < D
+    if INNER:
+        scores_MC = _scores(query_MD, tl.load(keys_DC, mask=inside_DC, other=0), scale, SOFTCAP, PRECISION)
+    else:
+        inside_DC = inside_DC & (s_C[None, :] < N)
+        scores_MC = _scores(query_MD, tl.load(keys_DC, mask=inside_DC, other=0), scale, SOFTCAP, PRECISION)
+        away_MC = t_M[:, None] - s_C[None, :]
+        real_C = tl.load(real + s_C, mask=s_C < N, other=0) != 0
+        seen_MC = real_C[None, :] & (away_MC >= 0) & (away_MC < sliding_window)
+        scores_MC = tl.where(seen_MC, scores_MC, HIDDEN)
     highest_M = tl.maximum(peak_M, tl.max(scores_MC, 1))
-    return tl.exp2(scores_MC - highest_M[:, None]), away_MC, tl.exp2(peak_M - highest_M), highest_M
+    top_M = highest_M * factor
+    return tl.exp2(scores_MC * factor - top_M[:, None]), tl.exp2(peak_M * factor - top_M), highest_M
 
 
 @triton.jit
 def _columns(
     query, key, real, rows, response, lse, received_out,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d,
-    N, D, heads, group, scale, cap, sliding_window, low, high,
+    N, heads, group, scale, factor, sliding_window, low, high,
     SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    M: tl.constexpr, C: tl.constexpr, TILE_D: tl.constexpr,
+    M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """What the C columns of one head receive from the rows inside the horizon."""
     blocks = tl.cdiv(N, C)
@@ -206,7 +248,7 @@ def _columns(
             query + b * query_b + h * query_h + t_M[:, None] * query_n + d_D[None, :] * query_d,
             mask=rows_M[:, None] & (d_D[None, :] < D), other=0,
         )  # fmt: skip
-        p_MC = tl.exp2(_scores(query_MD, key_DC, scale, cap, SOFTCAP, PRECISION) - lse_M[:, None])
+        p_MC = tl.exp2(_scores(query_MD, key_DC, scale, SOFTCAP, PRECISION) * factor - lse_M[:, None])
         away_MC = t_M[:, None] - s_C[None, :]
         counts_MC = (away_MC >= low) & (away_MC <= high) & (away_MC < sliding_window) & rows_M[:, None]
         received_C += tl.sum(tl.where(counts_MC, p_MC, 0.0), 0)
@@ -214,8 +256,9 @@ def _columns(
 
 
 @triton.jit
-def _scores(query_MD, key_DC, scale, cap, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
-    scores_MC = tl.dot(query_MD, key_DC, input_precision=PRECISION) * scale
+def _scores(query_MD, key_DC, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
+    """Not yet times `factor`."""
+    scores_MC = tl.dot(query_MD, key_DC, input_precision=PRECISION)
     if SOFTCAP:
-        scores_MC = cap * (2 * tl.sigmoid(2 * scores_MC) - 1)  # tanh, which Triton has no portable name for
+        scores_MC = 2 * tl.sigmoid(2 * scale * scores_MC) - 1  # tanh, which Triton has no portable name for
     return scores_MC

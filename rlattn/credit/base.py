@@ -154,8 +154,15 @@ def check_weights(credit: Credit, signals: Signals) -> Credit:
     invalid_B = (~sound_BN & signals.mask_BN).any(dim=1)
     weights_BN = weights_BN.masked_fill(~signals.mask_BN | invalid_B[:, None], 1)
     own = {
-        name if name.startswith("credit/") else f"credit/{name}": weights_BN.new_tensor(float(value))
+        name if name.startswith("credit/") else f"credit/{name}": _scalar(value, weights_BN)
         for name, value in credit.metrics.items()
     }
     metrics = {**({} if COUNTER in own else diagnose(weights_BN, signals)), **own}
     return Credit(weights_BN=weights_BN, metrics={**metrics, COUNTER: metrics[COUNTER] + invalid_B.sum()})
+
+
+def _scalar(value: "Tensor | float", like: "Tensor") -> "Tensor":
+    """A tensor stays where it is: reading it would wait for the GPU."""
+    if isinstance(value, type(like)):
+        return value.detach().to(like).reshape(())
+    return like.new_tensor(float(value))

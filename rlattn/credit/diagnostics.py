@@ -1,4 +1,4 @@
-"""What a credit rule did to a batch, as metrics. Pure; one sort of the response tokens and four of the rows.
+"""What a credit rule did to a batch, as metrics. Pure; one sort of all tokens, four of the rows; no wait for a GPU.
 
 Every mean runs over the response tokens of the whole batch. A metric is NaN where it has nothing to measure (no
 anchors, no attention captured): leave it out of averages. The ranges in brackets are for the defaults, amplification
@@ -27,6 +27,7 @@ A peak is a token among the top fifth of its response (`selection.peaks`).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rlattn.credit.selection import at_or_after, delta, peaks, top_fraction
@@ -55,27 +56,37 @@ def diagnose(
     mask_BN = signals.mask_BN
     failed_B = mask_BN.new_zeros(len(mask_BN)) if failed_B is None else failed_B
     undefined_BN = mask_BN.new_zeros(mask_BN.shape) if undefined_BN is None else undefined_BN
-    weights_M = weights_BN[mask_BN] if mask_BN.any() else weights_BN.new_ones(1)  # M: response tokens of the batch
-    total, count = weights_M.sum(), weights_M.numel()
-    place_M = weights_M.new_ones(count).cumsum(dim=0)
+    counted_BN = mask_BN.clone()
+    counted_BN[:1, :1] |= ~mask_BN.any()  # no response at all: one token of weight 1
+    weights_BN = weights_BN.masked_fill(~mask_BN, 1)
+    count, total = counted_BN.sum(), weights_BN.masked_fill(~counted_BN, 0).sum()
+    sorted_M = weights_BN.masked_fill(~counted_BN, math.inf).flatten().sort().values  # M = B * N
+    place_M = sorted_M.new_ones(len(sorted_M)).cumsum(dim=0)
+    spread_M = ((2 * place_M - count - 1) * sorted_M).masked_fill(place_M > count, 0)
     sound_BN = mask_BN & ~failed_B[:, None]
     anchors_BN = top_fraction(signals.fai_BN, sound_BN, fraction)
     preplans_BN = top_fraction(delta(signals.waad_BN, sound_BN), sound_BN, fraction)
     waad_peaks_BN = peaks(signals.waad_BN, sound_BN)
     fai_peaks_BN = peaks(signals.fai_BN, sound_BN)
     metrics = {
-        "mean": weights_M.mean(),
-        "max": weights_M.max(),
-        "share_amplified": (weights_M > 1 + 1e-6).float().mean(),  # mean_one may miss 1 by a rounding
-        "gini": ((2 * place_M - count - 1) * weights_M.sort().values).sum() / (count * total),
-        "effective_tokens": total**2 / (count * (weights_M**2).sum()),
-        "share_undefined": undefined_BN[mask_BN].float().mean(),
-        "anchor_preplan_overlap": preplans_BN[anchors_BN].float().mean(),
-        "fai_waad_coupling": at_or_after(waad_peaks_BN)[fai_peaks_BN].float().mean(),
+        "mean": total / count,
+        "max": weights_BN.masked_fill(~counted_BN, -math.inf).max(),
+        "share_amplified": _share(weights_BN > 1 + 1e-6, counted_BN),  # mean_one may miss 1 by a rounding
+        "gini": spread_M.sum() / (count * total),
+        "effective_tokens": total**2 / (count * (weights_BN**2).masked_fill(~counted_BN, 0).sum()),
+        "share_undefined": _share(undefined_BN, mask_BN),
+        "anchor_preplan_overlap": _share(preplans_BN, anchors_BN),
+        "fai_waad_coupling": _share(at_or_after(waad_peaks_BN), fai_peaks_BN),
         "nonfinite_rows": failed_B.sum().float(),
     }
     if signals.entropy_BN is not None:
-        metrics["waad_entropy_coupling"] = (
-            signals.entropy_BN[waad_peaks_BN].nanmean() / signals.entropy_BN[sound_BN].nanmean()
+        at_peaks_BN, all_BN = (
+            signals.entropy_BN.masked_fill(~chosen_BN, math.nan) for chosen_BN in (waad_peaks_BN, sound_BN)
         )
+        metrics["waad_entropy_coupling"] = at_peaks_BN.nanmean() / all_BN.nanmean()
     return {f"credit/{name}": value for name, value in metrics.items()}
+
+
+def _share(chosen_BN: Tensor, among_BN: Tensor) -> Tensor:
+    """NaN among none."""
+    return (chosen_BN & among_BN).sum() / among_BN.sum()

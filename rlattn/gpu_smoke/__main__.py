@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -21,15 +22,18 @@ from rlattn.gpu_smoke.shared import Scale, Skipped
 PARTS = {  # name -> its function, what it shows, the most seconds it may take
     "capture": ("attention.capture_eager", "bf16 capture against eager maps", 300),
     "flash": ("attention.capture_flash", "flash-attention capture", 300),
+    "flash_train": ("training.flash", "credit with flash-attention", 300),
     "flex": ("attention.capture_flex", "flex-attention capture", 600),
     "triton": ("attention.triton_accuracy", "Triton kernels against torch", 600),
-    "triton_speed": ("attention.triton_speed", "Triton kernels' speed, 8 x 8192 tokens", 300),
-    "train": ("training.train", "GRPO steps with and without credit", 600),
     "zero3": ("training.zero3", "credit under ZeRO-3, one rank", 600),
     "fsdp2": ("training.fsdp2", "credit under FSDP2, one rank", 600),
+    "triton_speed": ("attention.triton_speed", "Triton kernels' speed, 8 x 8192 tokens", 300),
+    "long_step": ("training.long_step", "credit's share of a step, 8 x 8192 tokens", 600),
     "bench": ("attention.bench", "rlattn bench attention", 600),
+    "train": ("training.train", "GRPO steps with and without credit", 600),
 }
 DISTRIBUTED = ("zero3", "fsdp2")
+TIMED = ("triton_speed", "long_step", "train", "bench")  # one at a time; the others first, side by side
 
 
 def main() -> int:
@@ -50,14 +54,28 @@ def main() -> int:
     if machine is None:
         print("gpu_smoke: no GPU that torch can use; --device cpu --small runs what a CPU can.", file=sys.stderr)
         return 2
-    rows = []
-    for name in given.parts or PARTS:
-        print(f"{name}: {PARTS[name][1]} ...", flush=True)
-        rows.append({"part": name, "what": PARTS[name][1], **_run(name, scale)})
+    rows = _rows(given.parts or [*PARTS], scale)
     given.out.write_text(json.dumps({"machine": machine, **asdict(scale), "parts": rows}, indent=1) + "\n", "utf-8")
     _print(rows, machine)
     print(f"Every figure: {given.out}")
     return int(any(row["status"] == "failed" for row in rows))
+
+
+def _rows(names: list[str], scale: Scale) -> list[dict[str, Any]]:
+    def row(name: str) -> dict[str, Any]:
+        print(f"{name}: {PARTS[name][1]} ...", flush=True)
+        found = _run(name, scale)
+        print(f"{name}: {found['status']} after {found['seconds']} s. {found['detail']}", flush=True)
+        return {"part": name, "what": PARTS[name][1], **found}
+
+    rows: dict[str, dict[str, Any]] = {}
+    for together, workers in (
+        ([n for n in names if n not in TIMED], len(PARTS)),
+        ([n for n in names if n in TIMED], 1),
+    ):
+        with ThreadPoolExecutor(workers if scale.device == "cuda" else 1) as threads:
+            rows |= dict(zip(together, threads.map(row, together), strict=True))
+    return [rows[name] for name in names]
 
 
 def _run(name: str, scale: Scale) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""Glue: logs what the credit rule did to the batches of a step, once, at its end."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlattn.reward_glue import means
+
+
+class CreditMetrics(TrainerCallback):
+    """Keeps every batch's numbers as tensors until the step ends: to read one waits for the GPU, to gather it for every
+    rank, and a step has many batches. One small gather a step.
+    """
+
+    def __init__(self, log: Callable[[str, float], None]):
+        self.log = log
+        self.batches: list[dict[str, Tensor]] = []
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not self.batches:  # no credit: on every rank alike
+            return
+        values = iter(torch.stack([value for batch in self.batches for value in batch.values()]).tolist())
+        numbers = [{name: next(values) for name in batch} for batch in self.batches]
+        self.batches.clear()
+        for of_ranks in zip(*gather_object([numbers]), strict=True):
+            for name, value in means(of_ranks).items():  # a rule that failed on one rank has other metrics there
+                self.log(name, value)
