@@ -125,6 +125,23 @@ def test_kernels_give_nan_where_nothing_is_measured_or_finite():
     assert got.span_BH.isnan().all() and got.waad_BHN[0, 0].isnan().tolist() == [False] * 3 + [True, False]
 
 
+@runs_kernels
+def test_kernels_are_tried_once_before_auto_takes_them(monkeypatch, caplog):
+    from rlattn.attention import kernels
+
+    kernels._compiles.cache_clear()
+    assert kernels._compiles(torch.device(DEVICE))
+    kernels._compiles.cache_clear()
+
+    def no_compiler(*_, **__):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(kernels, "attention_metrics_triton", no_compiler)
+    assert not kernels._compiles(torch.device(DEVICE)) and not kernels._compiles(torch.device(DEVICE))
+    assert caplog.text.count("Failed to find C compiler") == 1
+    kernels._compiles.cache_clear()
+
+
 @pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="the tests above ran the kernels in this process")
 def test_through_the_interpreter():
     command = f"{sys.executable} -m pytest -o addopts= -p no:cacheprovider -k test_kernels_ {__file__}"
@@ -211,3 +228,14 @@ def test_triton_is_imported_only_on_request(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_auto_is_the_torch_path_where_the_kernels_cannot_run():
+    from rlattn.attention.capture import metrics_function
+    from rlattn.types import AttentionOptions
+
+    assert AttentionOptions().backend == "auto"
+    query = torch.randn(1, 2, 9, 8, dtype=torch.float64, device=DEVICE)  # the kernels have no float64
+    ones = torch.ones(1, 9, device=DEVICE)
+    options = {"scaling": 0.3, "attention_mask": ones, "response_mask": ones, "horizon": (1, 4)}
+    assert_equal(metrics_function("auto")(query, query, **options), attention_metrics(query, query, **options))

@@ -180,7 +180,7 @@ def token_entropy(logits_BNV: Tensor, response_mask_BN: Tensor) -> Tensor:
 
 def metrics_function(backend: str) -> Callable[..., AttentionMetrics]:
     """`attention_metrics` of a backend. Raises ValueError where it is not installed."""
-    if backend == "torch":
+    if backend == "torch" or (backend == "auto" and not torch.cuda.is_available()):
         return attention_metrics
     try:
         from rlattn.attention.kernels import attention_metrics_triton, runs_here

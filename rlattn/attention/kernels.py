@@ -8,12 +8,16 @@ Legend: as in metrics.py; M rows and C columns of a tile. Scores are in base 2 (
 Under TRITON_INTERPRET=1, set before triton is imported, the kernels run on a CPU, slowly.
 """
 
+import logging
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from rlattn.attention.metrics import AttentionMetrics, averaged, check_options, check_shapes, row_masks
+from rlattn.errors import describe
 
 LARGEST_HEAD = 256  # tried; larger tiles may not fit in shared memory
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -23,18 +27,32 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 HIDDEN: tl.constexpr = tl.constexpr(-(2.0**100))
 
 
+logger = logging.getLogger(__name__)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def runs_here(query: Tensor) -> bool:
-    """Whether `backend: auto` takes the kernels: on NVIDIA cards from Ampere on."""
+    """Whether `backend: auto` takes the kernels: on NVIDIA cards from Ampere on, where Triton can compile."""
     return (
         query.is_cuda
         and torch.version.cuda is not None
         and query.dtype in DTYPES
         and query.shape[-1] <= LARGEST_HEAD
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and _compiles(query.device)
     )
+
+
+@cache
+def _compiles(device: torch.device) -> bool:
+    """Tried once a process: without a C compiler, say, Triton cannot start a kernel."""
+    tensor, ones = torch.zeros(1, 1, 16, 16, dtype=torch.float16, device=device), torch.ones(1, 16, device=device)
+    try:
+        attention_metrics_triton(tensor, tensor, scaling=1.0, attention_mask=ones, response_mask=ones)
+    except Exception as error:
+        logger.warning("attention: Triton's kernels cannot run here, PyTorch's slower path does: %s", describe(error))
+        return False
+    return True
 
 
 @torch.no_grad()
