@@ -13,9 +13,9 @@ import torch
 from accelerate.utils import gather_object
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
+from rlattn.asked import Asked
 from rlattn.lagged import LaggedPolicy
 from rlattn.prompts import decode
-from rlattn.types import Prompt
 
 if TYPE_CHECKING:
     from rlattn.trainer import AttentionGRPOTrainer
@@ -46,21 +46,25 @@ def generate_turn(
 
 
 def _written(
-    trainer: AttentionGRPOTrainer, prompt_ids: list[list[int]]
+    trainer: AttentionGRPOTrainer,
+    prompt_ids: list[list[int]],
+    images: list[list[Any] | None] | None = None,
+    image_fields: dict[str, Any] | None = None,
 ) -> tuple[list[list[int]], list[list[float]] | None]:
     """TRL's own generation. Under vLLM it deals the answers out by rank x number of prompts, so every rank must ask
     equally many: those without enough ask an end token, and drop what comes.
     """
     asked, end = len(prompt_ids), [trainer._tokenizer.eos_token_id]
     if trainer.use_vllm:
-        prompt_ids = prompt_ids + [end] * (max(gather_object([asked])) - asked)
-    completion_ids, logprobs = trainer._generate_single_turn(prompt_ids, None, {}, 1)
+        missing = max(gather_object([asked])) - asked
+        prompt_ids, images = prompt_ids + [end] * missing, images and images + [None] * missing
+    completion_ids, logprobs = trainer._generate_single_turn(prompt_ids, images, image_fields or {}, 1)
     return completion_ids[:asked], logprobs[:asked] if logprobs else logprobs
 
 
 def generate_texts(
     trainer: AttentionGRPOTrainer,
-    prompts: Sequence[Prompt],
+    asked: Asked,
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -73,24 +77,14 @@ def generate_texts(
     generation; under vLLM a lagged policy costs sending its weights there and the current ones back.
     """
     tokenizer = trainer._tokenizer
-    prompt_ids = [prompt_tokens(tokenizer, prompt) for prompt in prompts or [tokenizer.eos_token]]
     with (
         apart(trainer),
         settings(trainer, temperature=temperature, max_new_tokens=max_new_tokens),
         lagged.in_place(trainer) if lagged else nullcontext(),
     ):
-        completion_ids, _ = _written(trainer, prompt_ids)
-    return [decode(tokenizer, ids) for ids in completion_ids][: len(prompts)]
-
-
-def prompt_tokens(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """A prompt's token ids: special tokens that a text spells out become real, ids stay what they are."""
-    pieces = [prompt] if isinstance(prompt, str) else prompt
-    return [
-        token
-        for piece in pieces
-        for token in (tokenizer(piece, add_special_tokens=False)["input_ids"] if isinstance(piece, str) else piece)
-    ]
+        prompt_ids = asked.prompt_ids or [[tokenizer.eos_token_id]]
+        completion_ids, _ = _written(trainer, prompt_ids, asked.images, asked.fields)
+    return [decode(tokenizer, ids) for ids in completion_ids][: len(asked.prompt_ids)]
 
 
 def seed_requests(trainer: AttentionGRPOTrainer) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from rlattn.recipe import Policy
-from rlattn.types import Messages
+from rlattn.types import Messages, Prompt
 
 
 def chat_or_plain(prompt: str | Messages, policy: Policy) -> str | Messages:
@@ -31,6 +31,16 @@ def render_text(tokenizer: Any, prompt: str | Messages, template_kwargs: dict[st
     if isinstance(prompt, str):
         return prompt
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **template_kwargs)
+
+
+def prompt_tokens(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """A prompt's token ids: special tokens that a text spells out become real, ids stay what they are."""
+    pieces = [prompt] if isinstance(prompt, str) else prompt
+    return [
+        token
+        for piece in pieces
+        for token in (tokenizer(piece, add_special_tokens=False)["input_ids"] if isinstance(piece, str) else piece)
+    ]
 
 
 def decode(tokenizer: Any, completion_ids: list[int]) -> str:

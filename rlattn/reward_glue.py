@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from rlattn.advantages import duplicate_share, part_advantages, restrict_to_tokens
+from rlattn.asked import ask
 from rlattn.credit import schedule
 from rlattn.dialogues import completion_text
 from rlattn.errors import UserError, describe
@@ -275,10 +276,16 @@ def _batch(
     first = trainer.accelerator.process_index * len(rollouts)
 
     def generate(
-        prompts: Sequence[Prompt], *, lagged_policy: bool = False, first_policy: bool = False, **settings: Any
+        prompts: Sequence[Prompt],
+        images: Sequence[Sequence[Any] | None] | None = None,
+        *,
+        lagged_policy: bool = False,
+        first_policy: bool = False,
+        **settings: Any,
     ) -> list[str]:
         policy = lagged if lagged_policy else start if first_policy else None
-        return lockstep.call(lambda: generate_texts(trainer, prompts, lagged=policy, **settings))
+        asked = ask(trainer.processing_class, prompts, images)  # what is wrong with it is known before the others wait
+        return lockstep.call(lambda: generate_texts(trainer, asked, lagged=policy, **settings))
 
     batch = RewardBatch(
         rollouts=tuple(

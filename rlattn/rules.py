@@ -125,6 +125,9 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
         if "environment" in getattr(reward, "needs", ()) and not dialogue:
             problem = f"speaks of dialogues, and {type(task).__name__} has none."
             raise UserError(f"rewards.{name}", problem, "Use task.kind: questions, or drop it.")
+        if "images" in getattr(reward, "needs", ()):
+            problem = "needs images, and the policy of a recipe reads text only."
+            raise UserError(f"rewards.{name}", problem, "Give it to AttentionGRPOTrainer, in Python (see the README).")
         for method in getattr(reward, "needs_of_task", ()):
             if not callable(getattr(task, method, None)):
                 problem = f"needs a task with {method}(), which {type(task).__name__} has not."

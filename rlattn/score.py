@@ -75,7 +75,7 @@ def _with_columns(problem: str, row: dict[str, Any]) -> str:
 
 def _scorer(reward: Reward, timeout: float | None) -> Callable[[Rollout], tuple[float | None, str]]:
     """One rollout -> its score and what went wrong; a reward that needs a run is neutral and says so."""
-    if needs := set(getattr(reward, "needs", ())) & {"group", "policy", "environment"}:
+    if needs := set(getattr(reward, "needs", ())) & {"group", "policy", "environment", "images"}:
         return lambda rollout: (None, f"needs a run ({', '.join(sorted(needs))}): not scored here")
     if timeout is None:
         return lambda rollout: score_safely(reward, rollout)

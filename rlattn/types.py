@@ -37,6 +37,13 @@ class Rollout:
     note: Any = None
     """What the reward's own `prepare` found out about this rollout."""
 
+    @property
+    def images(self) -> list[Any]:
+        """What the prompt shows, in its order: the images in its messages."""
+        contents = [] if isinstance(self.prompt, str) else [message.get("content") for message in self.prompt]
+        parts = [part for content in contents if isinstance(content, list) for part in content]
+        return [part["image"] for part in parts if part.get("type") == "image" and "image" in part]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RewardBatch:
@@ -51,9 +58,10 @@ class RewardBatch:
     gather: "Callable[[list[Any]], list[Any]]"
     """Values of this rank -> those of all ranks, in the order of the ranks."""
     generate: "Callable[..., list[str]]"
-    """`generate(prompts, max_new_tokens=…, temperature=0.0, lagged_policy=False, first_policy=False)`: one completion a
-    prompt (`Prompt`), in one batched call, from the current policy, from the one that is refreshed every `lag` steps
-    (the reward's attribute), or from the policy of step 0 (where its attribute `first_policy` is true).
+    """`generate(prompts, images=None, max_new_tokens=…, temperature=0.0, lagged_policy=False, first_policy=False)`: one
+    completion a prompt (`Prompt`), in one batched call, from the current policy, from the one that is refreshed every
+    `lag` steps (the reward's attribute), or from the policy of step 0 (where its attribute `first_policy` is true).
+    `images`: of each prompt a list such as `rollout.images`, or None; a policy that is shown none reads blind.
     """
     decode: "Callable[[Sequence[int]], str]"
     """Token ids -> text, special tokens written out."""

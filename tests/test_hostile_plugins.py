@@ -11,6 +11,10 @@ PROPERTY = "    @property\n    def {name}(self): raise RuntimeError('not yet')\n
 REWARDS = {
     "needs_text": (SCORE + "    needs = 'environment'\n", r"rewards\.x\.needs: expected a tuple of names"),
     "needs_number": (SCORE + "    needs = 5\n", r"rewards\.x\.needs: expected a tuple of names"),
+    "needs_images": (
+        SCORE + "    needs = ('images',)\n",
+        r"rewards\.x: needs images, and the policy of a recipe reads",
+    ),
     "methods_text": (SCORE + "    needs_of_task = 'payoff'\n", r"rewards\.x\.needs_of_task: expected a tuple"),
     "methods_none": (SCORE + "    needs_of_task = None\n", r"rewards\.x\.needs_of_task: expected a tuple"),
     "score": (PROPERTY.format(name="score"), "reading its 'score' fails: RuntimeError: not yet"),

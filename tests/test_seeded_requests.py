@@ -9,6 +9,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
 from rlattn import generation
+from rlattn.asked import Asked
 from rlattn.generation import seed_requests, settings
 
 
@@ -98,10 +99,11 @@ def test_a_server_is_left_to_trl():
 
 def test_a_rank_with_fewer_prompts_asks_as_many_as_the_others(monkeypatch):
     """TRL deals the answers of a vLLM server out by rank x number of prompts."""
-    asked = []
+    asked, shown = [], []
 
-    def single_turn(prompt_ids, *_):
+    def single_turn(prompt_ids, images, fields, _):
         asked.append(prompt_ids)
+        shown.append((images, fields))
         return [[ord("a") + i] for i in range(len(prompt_ids))], [[-0.5]] * len(prompt_ids)
 
     monkeypatch.setattr(generation, "gather_object", lambda counts: [*counts, 3])
@@ -111,7 +113,11 @@ def test_a_rank_with_fewer_prompts_asks_as_many_as_the_others(monkeypatch):
         use_vllm=True, vllm_generation=SimpleNamespace(temperature=1.0, max_completion_length=8), model=model,
         accelerator=device, _tokenizer=tokenizer, _generate_single_turn=single_turn,
     )  # fmt: skip
-    assert generation.generate_texts(trainer, [[[5, 6]], [[7], (8,)]], max_new_tokens=4) == ["a", "b"]
+    assert generation.generate_texts(trainer, Asked(prompt_ids=[[5, 6], [7, 8]]), max_new_tokens=4) == ["a", "b"]
+    seen = Asked(prompt_ids=[[9]], images=[["a picture"]], fields={"pixel_values": [0.5]})
+    assert generation.generate_texts(trainer, seen, max_new_tokens=4) == ["a"]
+    assert shown == [(None, {}), ([["a picture"], None, None], {"pixel_values": [0.5]})]
+    asked.pop()
     assert generation.generate_greedy(trainer, [[5]]) == [[ord("a")]]
     assert generation.generate_turn(trainer, [[5]], max_new_tokens=4, greedy=True) == ([[ord("a")]], [[-0.5]])
     assert asked == [[[5, 6], [7, 8], [0]], [[5], [0], [0]], [[5], [0], [0]]]

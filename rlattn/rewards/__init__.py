@@ -4,7 +4,7 @@ A reward is a dataclass; its fields are its options in a recipe (`rewards: {form
 may have:
 
 - `needs`: a tuple of `group` (statistics over a group, through `prepare`), `policy` (second rollouts), `environment`
-  (dialogues), `images`; said by `rlattn score`, which has none of them.
+  (dialogues), `images` (`rollout.images`); said by `rlattn score`, which has none of them.
 - `needs_of_task`: names of methods that the task must have, beyond the protocol's.
 - `prepare(batch: RewardBatch) -> list`: collective, once a generation batch on every rank, before `score`; one note a
   rollout, which `score` finds as `rollout.note`.
