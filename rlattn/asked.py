@@ -1,8 +1,12 @@
 """What a second rollout is asked: texts, and images where the policy sees, as token ids and the processor's fields."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
 
 from rlattn.prompts import prompt_tokens
 from rlattn.types import Prompt
@@ -24,50 +28,90 @@ def ask(processor: Any, prompts: Sequence[Prompt], images: Sequence[Sequence[Any
     """
     Args:
         processor: the policy's processor, or its tokenizer.
-        prompts: with the processor's own mark where an image belongs, as a rendered chat template has it.
-        images: of each prompt, in its order; None or empty for a text alone.
+        prompts: with the processor's own mark where an image belongs, as a rendered chat template has it. Marks beyond
+            the images are text that somebody quoted: they are read as they are spelt.
+        images: of each prompt, in its order, as PIL images or arrays; None or empty for a text alone.
 
     Raises:
-        ValueError: the policy reads text only, or a prompt with images has no mark for one, or is no single text.
+        ValueError: no such images, fewer marks than images, or the policy reads text only.
     """
-    tokenizer = getattr(processor, "tokenizer", processor)
-    shown = [list(of_prompt or []) for of_prompt in images or []]
-    if images is not None and len(shown) != len(prompts):
-        raise ValueError(f"images: expected one entry a prompt, {len(prompts)}, got {len(shown)}")
-    seeing = [place for place, of_prompt in enumerate(shown) if of_prompt]
-    if not seeing:
-        return Asked(prompt_ids=[prompt_tokens(tokenizer, prompt) for prompt in prompts])
-    _check(processor, [prompts[place] for place in seeing])
-    made = processor(
-        text=[prompts[place] for place in seeing],
-        images=[shown[place] for place in seeing],
-        add_special_tokens=False,
-    )
-    written = dict(zip(seeing, made["input_ids"], strict=True))
-    prompt_ids = [
-        list(written[place]) if place in written else prompt_tokens(tokenizer, prompt)
-        for place, prompt in enumerate(prompts)
-    ]
-    fields = {name: value for name, value in made.items() if name not in ("input_ids", "attention_mask")}
-    for name, value in fields.items():
-        if _of_tokens(value, made["input_ids"]):
-            rows = dict(zip(seeing, value, strict=True))
-            fields[name] = [rows.get(place, [0] * len(ids)) for place, ids in enumerate(prompt_ids)]
-    return Asked(prompt_ids=prompt_ids, images=[of_prompt or None for of_prompt in shown], fields=fields)
-
-
-def _check(processor: Any, prompts: list[Prompt]) -> None:
+    shown = _shown(images, len(prompts))
+    mark = getattr(processor, "image_token", None)
+    if not any(shown) and not mark:
+        return Asked(prompt_ids=[prompt_tokens(processor, prompt) for prompt in prompts])
     if not hasattr(processor, "image_processor"):
         raise ValueError("images: the policy reads text only, it has no image processor")
-    mark = getattr(processor, "image_token", None)
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise ValueError("images: a prompt with images is one text, not pieces")
-        if mark and mark not in prompt:
-            raise ValueError(f"images: a prompt with images has no {mark} where one belongs: {prompt[:80]!r}")
+    # A piece is a text and the images whose marks it holds, or token ids.
+    pieces = [
+        list(_pieces(place, prompt, of_prompt, mark, processor.tokenizer))
+        for place, (prompt, of_prompt) in enumerate(zip(prompts, shown, strict=True))
+    ]
+    seeing = [piece for of_prompt in pieces for piece in of_prompt if piece[1]]
+    made: dict[str, Any] = {"input_ids": []}
+    if seeing:
+        texts, of_texts = zip(*seeing, strict=True)
+        made = dict(processor(text=list(texts), images=list(of_texts), add_special_tokens=False))
+    fields = {name: value for name, value in made.items() if name not in ("input_ids", "attention_mask")}
+    of_tokens = {name: iter(value) for name, value in fields.items() if _of_tokens(value, made["input_ids"])}
+    rows: dict[str, list[list[int]]] = {name: [] for name in of_tokens}
+    prompt_ids, written = [], iter(made["input_ids"])
+    for of_prompt in pieces:
+        ids: list[int] = []
+        filled: dict[str, list[int]] = {name: [] for name in of_tokens}
+        for content, of_piece in of_prompt:
+            piece_ids = list(next(written)) if of_piece else prompt_tokens(processor.tokenizer, [content])
+            ids += piece_ids
+            for name, values in of_tokens.items():
+                filled[name] += list(next(values)) if of_piece else [0] * len(piece_ids)
+        prompt_ids.append(ids)
+        for name in rows:
+            rows[name].append(filled[name])
+    return Asked(
+        prompt_ids=prompt_ids,
+        images=[of_prompt or None for of_prompt in shown] if seeing else None,
+        fields={**fields, **rows},
+    )
+
+
+def _shown(images: Any, count: int) -> list[list[Any]]:
+    if images is None:
+        return [[] for _ in range(count)]
+    if not isinstance(images, list | tuple) or len(images) != count:
+        got = len(images) if isinstance(images, list | tuple) else type(images).__name__
+        raise ValueError(f"images: expected a list with one entry a prompt, {count}, got {got}")
+    for place, of_prompt in enumerate(images):
+        if not isinstance(of_prompt, list | tuple | None):
+            raise ValueError(f"images[{place}]: expected a list of images, or None, got {type(of_prompt).__name__}")
+        for number, image in enumerate(of_prompt or []):
+            if not isinstance(image, Image | np.ndarray | torch.Tensor):  # a path or an address would be fetched
+                problem = f"expected a PIL image or an array, got {type(image).__name__}"
+                raise ValueError(f"images[{place}][{number}]: {problem}")
+    return [list(of_prompt or []) for of_prompt in images]
+
+
+def _pieces(
+    place: int, prompt: Prompt, images: list[Any], mark: str | None, tokenizer: Any
+) -> Iterator[tuple[str | Sequence[int], list[Any]]]:
+    left = list(images)
+    for piece in [prompt] if isinstance(prompt, str) else prompt:
+        if not isinstance(piece, str):
+            yield piece, []
+        elif not mark:  # the processor has a way of its own: all go to the first text
+            yield piece, left
+            left = []
+        else:
+            parts = piece.split(mark)
+            here, left = left[: len(parts) - 1], left[len(parts) - 1 :]
+            yield mark.join(parts[: len(here) + 1]), here
+            for quoted in parts[len(here) + 1 :]:
+                yield prompt_tokens(tokenizer, mark[:2]) + prompt_tokens(tokenizer, mark[2:]), []
+                yield quoted, []
+    if left:
+        missing = f"has {len(images)} image(s), and {mark or 'a text'} for {len(images) - len(left)}"
+        raise ValueError(f"images: prompt {place} {missing}: {str(prompt)[:80]!r}")
 
 
 def _of_tokens(value: Any, input_ids: Sequence[Sequence[int]]) -> bool:
     """Whether a field has one number a token, as lists; what is of images comes as arrays or tensors."""
-    of_prompts = isinstance(value, list) and all(isinstance(row, list) for row in value)
-    return of_prompts and [len(row) for row in value] == [len(ids) for ids in input_ids]
+    of_texts = isinstance(value, list) and all(isinstance(row, list) for row in value)
+    return of_texts and [len(row) for row in value] == [len(ids) for ids in input_ids]

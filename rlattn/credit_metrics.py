@@ -20,6 +20,9 @@ class CreditMetrics(TrainerCallback):
         self.log = log
         self.batches: list[dict[str, Tensor]] = []
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.batches.clear()  # of a step that an error broke off
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not self.batches:  # no credit: on every rank alike
             return

@@ -43,6 +43,26 @@ def prompt_tokens(tokenizer: Any, prompt: Prompt) -> list[int]:
     ]
 
 
+def without_images(prompt: str | Messages, *, keep_marks: bool = False) -> str | Messages:
+    """The same messages, nothing shown in them; `keep_marks` leaves `{"type": "image"}` where something was."""
+    if isinstance(prompt, str):
+        return prompt
+
+    def blind(content: Any) -> Any:
+        if not isinstance(content, list):
+            return content
+        marked = [{"type": "image"} if _shows(part) else part for part in content]
+        return [part for part in marked if keep_marks or not _shows(part)]
+
+    return [
+        {**message, "content": blind(message["content"])} if "content" in message else message for message in prompt
+    ]
+
+
+def _shows(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "image"
+
+
 def decode(tokenizer: Any, completion_ids: list[int]) -> str:
     """A completion as text, special tokens dropped."""
     return tokenizer.decode(completion_ids, skip_special_tokens=True)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rlattn.dialogues import completion_text
 from rlattn.errors import describe
 from rlattn.lockstep import Lockstep
-from rlattn.prompts import render_text
+from rlattn.prompts import render_text, without_images
 from rlattn.rewards import Reward, score_safely
 from rlattn.rewards.worker import ScoreWorker
 from rlattn.tasks import Task
@@ -143,16 +143,17 @@ class RewardFunction(Guarded):
     def _rollouts(
         self, prompts: list, completion_ids: list[list[int]], masks: list[list[bool] | None], rows: list[dict]
     ) -> list[Rollout]:
-        texts: dict[str, str] = {}  # a prompt comes once for each rollout of its group
+        texts: dict[str, tuple[str, str]] = {}  # a prompt comes once for each rollout of its group
         rollouts = []
         for prompt, ids, mask, row in zip(prompts, completion_ids, masks, rows, strict=True):
             key = str(prompt)
             if key not in texts:
-                texts[key] = render_text(self.tokenizer, prompt, self.template_kwargs)
+                texts[key] = self._rendered(prompt)
             rollouts.append(
                 Rollout(
                     prompt=prompt,
-                    prompt_text=texts[key],
+                    prompt_text=texts[key][0],
+                    blind_text=texts[key][1],
                     completion=completion_text(self.tokenizer, ids, mask),
                     completion_ids=tuple(ids),
                     policy_mask=tuple(mask or ()),
@@ -161,6 +162,12 @@ class RewardFunction(Guarded):
                 )
             )
         return rollouts
+
+    def _rendered(self, prompt: Any) -> tuple[str, str]:
+        """As the policy read it, and without its images."""
+        text = render_text(self.tokenizer, prompt, self.template_kwargs)
+        blind = without_images(prompt)
+        return text, render_text(self.tokenizer, blind, self.template_kwargs) if blind != prompt else ""
 
     def _spoken_for(self, rollout: Rollout) -> tuple[list[bool] | None, list[Part], str]:
         """The tokens and the parts that the reward names, and what went wrong; all tokens and no parts then."""

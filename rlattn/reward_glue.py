@@ -24,6 +24,7 @@ from rlattn.errors import UserError, describe
 from rlattn.generation import generate_texts
 from rlattn.lagged import LaggedPolicy
 from rlattn.lockstep import Lockstep
+from rlattn.prompts import without_images
 from rlattn.reward_functions import Guarded, RewardFunction
 from rlattn.rewards import lags_of
 from rlattn.rows import storable
@@ -183,7 +184,8 @@ def _loggable(rollout: dict[str, Any]) -> dict[str, Any]:
     """What failures.jsonl keeps of a rollout, and `rlattn score` reads back."""
     if not rollout:
         return {}
-    kept = {**rollout, "completion": rollout["completion"][:COMPLETION_KEPT]}
+    prompt, completion = without_images(rollout["prompt"], keep_marks=True), rollout["completion"][:COMPLETION_KEPT]
+    kept = {**rollout, "prompt": prompt, "completion": completion}
     return dict(storable({**kept, "row": storable(kept["row"])} if "row" in kept else kept))
 
 
@@ -279,12 +281,20 @@ def _batch(
         prompts: Sequence[Prompt],
         images: Sequence[Sequence[Any] | None] | None = None,
         *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
         lagged_policy: bool = False,
         first_policy: bool = False,
-        **settings: Any,
     ) -> list[str]:
+        # What is wrong with a call is known before the other ranks wait for it.
+        for wanted, there, name in ((lagged_policy, lagged, "lag"), (first_policy, start, "first_policy")):
+            if wanted and there is None:
+                raise ValueError(f"generate: that policy is kept for a reward with the attribute `{name}`")
+        if max_new_tokens < 1 or temperature < 0:
+            raise ValueError(f"generate: max_new_tokens {max_new_tokens}, temperature {temperature}: too small")
         policy = lagged if lagged_policy else start if first_policy else None
-        asked = ask(trainer.processing_class, prompts, images)  # what is wrong with it is known before the others wait
+        asked = ask(trainer.processing_class, prompts, images)
+        settings: Any = {"max_new_tokens": max_new_tokens, "temperature": temperature}
         return lockstep.call(lambda: generate_texts(trainer, asked, lagged=policy, **settings))
 
     batch = RewardBatch(

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, Any]]
 Prompt = str | Sequence[str | Sequence[int]]
-"""A text in which special tokens are written out; or pieces: such texts, and token ids that are taken as they are."""
+"""A text in which special tokens are written out; or pieces: such texts, and token ids that are taken as they are: for
+what a policy wrote, where a special token that it spells out must not become one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class Rollout:
     """What the task asked: plain text, or chat messages."""
     prompt_text: str
     """The prompt as the policy read it, chat template applied; it may already open a tag such as `<think>`."""
+    blind_text: str = ""
+    """The same without its images, for a second rollout that must not see; empty where the prompt shows none."""
     completion: str
     """What the policy wrote, special tokens dropped; of a dialogue the transcript (`rlattn/transcript.py`)."""
     completion_ids: tuple[int, ...] = ()
@@ -42,7 +45,7 @@ class Rollout:
         """What the prompt shows, in its order: the images in its messages."""
         contents = [] if isinstance(self.prompt, str) else [message.get("content") for message in self.prompt]
         parts = [part for content in contents if isinstance(content, list) for part in content]
-        return [part["image"] for part in parts if part.get("type") == "image" and "image" in part]
+        return [part["image"] for part in parts if isinstance(part, dict) and part.get("image") is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ class RewardBatch:
     """`generate(prompts, images=None, max_new_tokens=…, temperature=0.0, lagged_policy=False, first_policy=False)`: one
     completion a prompt (`Prompt`), in one batched call, from the current policy, from the one that is refreshed every
     `lag` steps (the reward's attribute), or from the policy of step 0 (where its attribute `first_policy` is true).
-    `images`: of each prompt a list such as `rollout.images`, or None; a policy that is shown none reads blind.
+    `images`: of each prompt a list such as `rollout.images`, or None; a prompt that shows none is `rollout.blind_text`.
     """
     decode: "Callable[[Sequence[int]], str]"
     """Token ids -> text, special tokens written out."""

@@ -130,14 +130,18 @@ def test_kernels_are_tried_once_before_auto_takes_them(monkeypatch, caplog):
     from rlattn.attention import kernels
 
     kernels._compiles.cache_clear()
-    assert kernels._compiles(torch.device(DEVICE))
+    kinds = [
+        (torch.device(DEVICE), dtype, size, softcap, sinks)
+        for dtype in kernels.DTYPES for size in (16, 20) for softcap in (False, True) for sinks in (False, True)
+    ]  # fmt: skip
+    assert all(kernels._compiles(*kind) for kind in kinds[:: 1 if DEVICE == "cuda" else 5])
     kernels._compiles.cache_clear()
 
     def no_compiler(*_, **__):
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(kernels, "attention_metrics_triton", no_compiler)
-    assert not kernels._compiles(torch.device(DEVICE)) and not kernels._compiles(torch.device(DEVICE))
+    assert not kernels._compiles(*kinds[0]) and not kernels._compiles(*kinds[0])
     assert caplog.text.count("Failed to find C compiler") == 1
     kernels._compiles.cache_clear()
 
@@ -239,3 +243,24 @@ def test_auto_is_the_torch_path_where_the_kernels_cannot_run():
     ones = torch.ones(1, 9, device=DEVICE)
     options = {"scaling": 0.3, "attention_mask": ones, "response_mask": ones, "horizon": (1, 4)}
     assert_equal(metrics_function("auto")(query, query, **options), attention_metrics(query, query, **options))
+
+
+def test_auto_is_the_torch_path_where_triton_is_broken(monkeypatch, caplog):
+    from rlattn.attention import capture
+
+    def broken(name):
+        raise AttributeError("module 'triton' has no attribute 'knobs'")
+
+    monkeypatch.setattr(capture.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(capture.importlib, "import_module", broken)
+    capture._kernels.cache_clear()
+    query, ones = torch.randn(1, 2, 9, 8), torch.ones(1, 9)
+    options = {"scaling": 0.3, "attention_mask": ones, "response_mask": ones, "horizon": (1, 4)}
+    for _ in range(2):
+        assert_equal(
+            capture.metrics_function("auto")(query, query, **options), attention_metrics(query, query, **options)
+        )
+    assert caplog.text.count("no Triton kernels: AttributeError") == 1
+    with pytest.raises(ValueError, match="triton cannot be imported"):
+        capture.metrics_function("triton")
+    capture._kernels.cache_clear()

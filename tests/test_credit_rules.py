@@ -8,7 +8,8 @@ import torch
 
 from rlattn.credit import CREDIT_RULES, CreditRule, compute_credit
 from rlattn.credit.selection import delta, largest_before, response_median
-from rlattn.types import Signals
+from rlattn.credit_metrics import CreditMetrics
+from rlattn.types import Credit, Signals
 
 NAN, INF = float("nan"), float("inf")
 
@@ -188,6 +189,32 @@ def test_every_rule_says_what_it_needs(name):
     assert isinstance(rule, CreditRule)
     assert rule.needs_entropy == (name == "entropy")
     assert rule.needs_attention == (name not in ("uniform", "random", "entropy"))
+
+
+def test_a_number_that_a_rule_goes_on_counting_is_kept_as_it_was():
+    """Read at the end of a step, not of the batch."""
+    count = torch.zeros(())
+
+    def rule(given):
+        count.add_(1)
+        return Credit(weights_BN=torch.ones_like(given.waad_BN), metrics={"count": count})
+
+    seen = [compute_credit(rule, signals([1, 2], [1, 2])).metrics["credit/count"] for _ in range(3)]
+    assert [float(value) for value in seen] == [1, 2, 3]
+
+
+def test_numbers_of_a_step_are_logged_once_and_those_of_a_broken_one_never():
+    logged = []
+    callback = CreditMetrics(lambda name, value: logged.append((name, value)))
+    callback.batches.append({"credit/mean": torch.tensor(9.0)})  # an error breaks the step off
+    callback.on_step_begin(None, None, None)
+    callback.batches += [
+        {"credit/mean": torch.tensor(1.0)},
+        {"credit/mean": torch.tensor(2.0), "credit/own": torch.tensor(3)},
+    ]
+    callback.on_step_end(None, None, None)
+    callback.on_step_end(None, None, None)
+    assert logged == [("credit/mean", 1.0), ("credit/mean", 2.0), ("credit/own", 3.0)]
 
 
 def test_rules_are_listed_and_validated_without_torch():

@@ -30,7 +30,9 @@ from trl import GRPOConfig
 from rlattn import AttentionGRPOTrainer
 from rlattn.asked import ask
 from rlattn.credit import CREDIT_RULES
+from rlattn.prompts import without_images
 from rlattn.reward_functions import RewardFunction
+from rlattn.reward_glue import RewardOptions
 from rlattn.tasks import Arithmetic
 from rlattn.tiny import tiny_policy
 from rlattn.types import AttentionOptions, Rollout, WarmStart
@@ -81,7 +83,7 @@ class Looking:
 
     def prepare(self, batch):
         texts = [rollout.prompt_text for rollout in batch.rollouts]
-        blind = [text.replace("<image> ", "") for text in texts]
+        blind = [rollout.blind_text for rollout in batch.rollouts]
         images = [rollout.images for rollout in batch.rollouts]
         assert all(len(of_prompt) == 1 for of_prompt in images)
         half = [text if place % 2 else other for place, (text, other) in enumerate(zip(texts, blind, strict=True))]
@@ -101,14 +103,14 @@ class Looking:
         return float(sum(rollout.completion_ids) % 2) + (rollout.note is None)
 
 
-def trained(folder, reward, ranks=1, reader=None, model=None):
-    reader = reader or processor()
+def trained(folder, reward, ranks=1, options=None):
+    reader = processor()
     rows = [
         {"prompt": [{"role": "user", "content": text}], "image": picture(seed), "row": {"seed": seed}}
         for seed, text in enumerate(QUESTIONS)
     ]
     trainer = AttentionGRPOTrainer(
-        model=model or policy(reader.tokenizer),
+        model=policy(reader.tokenizer),
         reward_funcs=[RewardFunction("looking", reward, Arithmetic(), reader, {})],
         args=GRPOConfig(
             output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, max_steps=3,
@@ -119,6 +121,7 @@ def trained(folder, reward, ranks=1, reader=None, model=None):
         processing_class=reader,
         credit=CREDIT_RULES["coupled_rhythm"](),
         attention=AttentionOptions(layers=(0, 1, 2), horizon=(1, 4)),
+        **({"reward_options": options} if options else {}),
     )  # fmt: skip
     trainer.train()
     return trainer
@@ -170,13 +173,33 @@ def test_images_that_cannot_be_shown_are_told():
     reader = processor()
     with pytest.raises(ValueError, match="reads text only"):
         ask(reader.tokenizer, ["<image> ?"], [[picture(0)]])
-    with pytest.raises(ValueError, match="has no <image> where one belongs: 'What is it"):
-        ask(reader, ["What is it ?"], [[picture(0)]])
-    with pytest.raises(ValueError, match="one entry a prompt, 2, got 1"):
-        ask(reader, ["<image> ?", "?"], [[picture(0)]])
-    with pytest.raises(ValueError, match="one text, not pieces"):
-        ask(reader, [["<image>", [1, 2]]], [[picture(0)]])
+    with pytest.raises(ValueError, match=r"prompt 1 has 1 image\(s\), and <image> for 0: 'What is it"):
+        ask(reader, ["a", "What is it ?"], [None, [picture(0)]])
+    with pytest.raises(ValueError, match=r"prompt 0 has 2 image\(s\), and <image> for 1"):
+        ask(reader, ["<image> a", "<image> <image> b"], [[picture(0), picture(1)], [picture(2)]])
+    for images, message in [
+        ([[picture(0)]], "one entry a prompt, 2, got 1"),
+        ({0: [picture(0)]}, "expected a list with one entry a prompt, 2, got dict"),
+        ([picture(0), None], r"images\[0\]: expected a list of images, or None, got Image"),
+        (["a.png", None], r"images\[0\]: expected a list of images, or None, got str"),
+        ([None, ["http://a/b.png"]], r"images\[1\]\[0\]: expected a PIL image or an array, got str"),
+        ([None, [None]], r"images\[1\]\[0\]: expected a PIL image or an array, got NoneType"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ask(reader, ["<image> ?", "<image> ?"], images)
     assert ask(reader, ["a", ["b", [7]]], [None, []]).images is None
+
+
+def test_a_mark_that_a_policy_quoted_is_text():
+    """Were it a mark, one rollout's words would take the image of another, or end the run."""
+    reader = processor()
+    mark, quoted = reader.image_token_id, "<image> what ? It says <image> there"
+    seeing = ask(reader, [quoted, ["<image> ?", [5, 6], " <image>"]], [[picture(0)], [picture(1)]])
+    assert [ids.count(mark) for ids in seeing.prompt_ids] == [4, 4]
+    assert [5, 6] in [seeing.prompt_ids[1][place : place + 2] for place in range(len(seeing.prompt_ids[1]))]
+    assert len(seeing.fields["pixel_values"]) == 2
+    blind = ask(reader, [quoted], None)
+    assert mark not in blind.prompt_ids[0] and len(blind.prompt_ids[0]) > 6 and not blind.fields
 
 
 def test_fields_of_tokens_get_a_row_for_every_prompt():
@@ -199,17 +222,58 @@ def test_fields_of_tokens_get_a_row_for_every_prompt():
 
 
 def test_images_are_found_in_messages():
-    messages = [
-        {"role": "system", "content": "look"},
-        {
-            "role": "user",
-            "content": [{"type": "image", "image": "A"}, {"type": "text", "text": "?"}, {"type": "image"}],
-        },
-        {"role": "assistant"},
-    ]
+    parts = [{"type": "image", "image": "A"}, "?", {"type": "image", "image": None}]
+    messages = [{"role": "system", "content": "look"}, {"role": "user", "content": parts}, {"role": "assistant"}]
     given = {"prompt_text": "", "completion": "", "row": {}, "task": None}
     assert Rollout(prompt=messages, **given).images == ["A"]
     assert Rollout(prompt="What ?", **given).images == []
+    assert without_images(messages)[1] == {"role": "user", "content": ["?"]}
+    assert without_images(messages, keep_marks=True)[1]["content"] == [{"type": "image"}, "?", {"type": "image"}]
+    assert without_images(messages)[::2] == messages[::2] and without_images("What ?") == "What ?"
+
+
+@dataclass
+class Careless:
+    """Calls what the arguments do not allow."""
+
+    call: dict
+    heard: list = field(default_factory=list)
+
+    def prepare(self, batch):
+        try:
+            batch.generate([rollout.prompt_text for rollout in batch.rollouts], **self.call)
+        except ValueError as error:
+            self.heard.append(str(error))
+        return [None] * len(batch.rollouts)
+
+    def score(self, rollout):
+        return float(sum(rollout.completion_ids) % 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"max_new_tokens": 2, "lagged_policy": True}, "attribute `lag`"),
+        ({"max_new_tokens": 2, "first_policy": True}, "attribute `first_policy`"),
+        ({"max_new_tokens": 0}, "max_new_tokens 0"),
+        ({"max_new_tokens": 2, "temperature": -1}, "temperature -1"),
+    ],
+)
+def test_a_call_that_cannot_be_is_refused(call, message, tmp_path):
+    reward = Careless(call)
+    trained(tmp_path, reward)
+    assert message in reward.heard[0]
+
+
+def test_a_failure_is_kept_with_its_question(tmp_path):
+    class Failing:
+        def score(self, rollout):
+            raise ValueError("boom")
+
+    kept = []
+    options = RewardOptions(requires={}, ramps={}, max_failed_share=1.0, on_failure=kept.append)
+    trained(tmp_path, Failing(), options=options)
+    assert kept[0]["prompt"][0]["content"] == [{"type": "image"}, {"type": "text", "text": QUESTIONS[0]}]
 
 
 def test_two_ranks_are_told_what_one_is(run, tmp_path):

@@ -4,10 +4,13 @@ Nothing is kept but the metrics: no attention map, no query or key outlives its 
 L chosen layers, H heads.
 """
 
+import importlib
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,8 +20,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlattn.attention.heads import average_over, choose_layers, head_sets, layer_types, usable_layers
 from rlattn.attention.metrics import AttentionMetrics, attention_metrics
+from rlattn.errors import describe
 from rlattn.types import AttentionOptions, Signals
 
+logger = logging.getLogger(__name__)
 DEFAULTS = AttentionOptions()
 
 
@@ -182,19 +187,28 @@ def metrics_function(backend: str) -> Callable[..., AttentionMetrics]:
     """`attention_metrics` of a backend. Raises ValueError where it is not installed."""
     if backend == "torch" or (backend == "auto" and not torch.cuda.is_available()):
         return attention_metrics
-    try:
-        from rlattn.attention.kernels import attention_metrics_triton, runs_here
-    except ImportError as error:
-        if backend == "auto":
-            return attention_metrics
-        raise ValueError(f"attention.backend: triton cannot be imported ({error}); use torch") from None
+    kernels, problem = _kernels()
     if backend == "triton":
-        return attention_metrics_triton
+        if kernels is None:
+            raise ValueError(f"attention.backend: triton cannot be imported ({problem}); use torch")
+        return kernels.attention_metrics_triton  # type: ignore[no-any-return]
 
     def measure(query: Tensor, key: Tensor, **options: Any) -> AttentionMetrics:
-        return (attention_metrics_triton if runs_here(query) else attention_metrics)(query, key, **options)
+        if kernels and kernels.runs_here(query, key, options):
+            return kernels.attention_metrics_triton(query, key, **options)  # type: ignore[no-any-return]
+        return attention_metrics(query, key, **options)
 
     return measure
+
+
+@cache
+def _kernels() -> tuple[Any, str]:
+    """The module, or None and why: Triton may be missing, too old or broken."""
+    try:
+        return importlib.import_module("rlattn.attention.kernels"), ""
+    except Exception as error:
+        logger.warning("attention: no Triton kernels: %s", describe(error))
+        return None, describe(error)
 
 
 def batch_heads(span_BLH: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ Under TRITON_INTERPRET=1, set before triton is imported, the kernels run on a CP
 
 import logging
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -31,24 +32,30 @@ logger = logging.getLogger(__name__)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def runs_here(query: Tensor) -> bool:
-    """Whether `backend: auto` takes the kernels: on NVIDIA cards from Ampere on, where Triton can compile."""
+def runs_here(query: Tensor, key: Tensor, options: dict[str, Any]) -> bool:
+    """Whether `backend: auto` takes the kernels: on NVIDIA cards from Ampere on, where Triton can compile them."""
     return (
         query.is_cuda
+        and not INTERPRETED
         and torch.version.cuda is not None
+        and query.dtype == key.dtype
         and query.dtype in DTYPES
         and query.shape[-1] <= LARGEST_HEAD
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
-        and _compiles(query.device)
+        and _compiles(
+            query.device, query.dtype, query.shape[-1], bool(options.get("softcap")), options.get("sinks") is not None
+        )
     )
 
 
 @cache
-def _compiles(device: torch.device) -> bool:
-    """Tried once a process: without a C compiler, say, Triton cannot start a kernel."""
-    tensor, ones = torch.zeros(1, 1, 16, 16, dtype=torch.float16, device=device), torch.ones(1, 16, device=device)
+def _compiles(device: torch.device, dtype: torch.dtype, head_size: int, softcap: bool, sinks: bool) -> bool:
+    """Tried once a process and kind of call: without a C compiler, say, Triton cannot start a kernel."""
+    query, key = (torch.zeros(1, heads, 112, head_size, dtype=dtype, device=device) for heads in (4, 2))
+    ones = torch.ones(1, 112, device=device)
+    options: dict[str, Any] = {"softcap": 1.0 if softcap else None, "sinks": ones[0, :4] if sinks else None}
     try:
-        attention_metrics_triton(tensor, tensor, scaling=1.0, attention_mask=ones, response_mask=ones)
+        attention_metrics_triton(query, key, scaling=1.0, attention_mask=ones, response_mask=ones, **options)
     except Exception as error:
         logger.warning("attention: Triton's kernels cannot run here, PyTorch's slower path does: %s", describe(error))
         return False

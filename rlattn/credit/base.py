@@ -162,7 +162,7 @@ def check_weights(credit: Credit, signals: Signals) -> Credit:
 
 
 def _scalar(value: "Tensor | float", like: "Tensor") -> "Tensor":
-    """A tensor stays where it is: reading it would wait for the GPU."""
+    """A tensor stays where it is: reading it would wait for the GPU. A copy: the rule may go on counting in its own."""
     if isinstance(value, type(like)):
-        return value.detach().to(like).reshape(())
+        return value.detach().to(like, copy=True).reshape(())
     return like.new_tensor(float(value))
