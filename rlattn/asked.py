@@ -36,11 +36,11 @@ def ask(processor: Any, prompts: Sequence[Prompt], images: Sequence[Sequence[Any
         ValueError: no such images, fewer marks than images, or the policy reads text only.
     """
     shown = _shown(images, len(prompts))
-    mark = getattr(processor, "image_token", None)
-    if not any(shown) and not mark:
-        return Asked(prompt_ids=[prompt_tokens(processor, prompt) for prompt in prompts])
     if not hasattr(processor, "image_processor"):
-        raise ValueError("images: the policy reads text only, it has no image processor")
+        if any(shown):
+            raise ValueError("images: the policy reads text only, it has no image processor")
+        return Asked(prompt_ids=[prompt_tokens(processor, prompt) for prompt in prompts])
+    mark = getattr(processor, "image_token", None)
     # A piece is a text and the images whose marks it holds, or token ids.
     pieces = [
         list(_pieces(place, prompt, of_prompt, mark, processor.tokenizer))

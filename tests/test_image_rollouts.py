@@ -188,6 +188,8 @@ def test_images_that_cannot_be_shown_are_told():
         with pytest.raises(ValueError, match=message):
             ask(reader, ["<image> ?", "<image> ?"], images)
     assert ask(reader, ["a", ["b", [7]]], [None, []]).images is None
+    reader.tokenizer.image_token = "<image>"  # as tokenizers of such policies have it
+    assert ask(reader.tokenizer, ["a b"]).prompt_ids == [reader.tokenizer("a b", add_special_tokens=False)["input_ids"]]
 
 
 def test_a_mark_that_a_policy_quoted_is_text():
