@@ -86,7 +86,7 @@ def test_kernels_pass_over_padding_of_several_tiles(options):
     """Tiles that hold nothing but padding, or a hole, before the columns that every row sees."""
     from rlattn.attention.kernels import attention_metrics_triton
 
-    N = 80 if INTERPRETED else 700
+    N = 64 if INTERPRETED else 700
     query, key, options = inputs(**{**PLAIN, "N": N, "B": 3, **options})
     options["attention_mask"][:] = 1
     options["attention_mask"][0, : N // 2] = options["attention_mask"][1, N // 3] = 0
@@ -134,7 +134,7 @@ def test_kernels_are_tried_once_before_auto_takes_them(monkeypatch, caplog):
         (torch.device(DEVICE), dtype, size, softcap, sinks)
         for dtype in kernels.DTYPES for size in (16, 20) for softcap in (False, True) for sinks in (False, True)
     ]  # fmt: skip
-    assert all(kernels._compiles(*kind) for kind in kinds[:: 1 if DEVICE == "cuda" else 5])
+    assert all(kernels._compiles(*kind) for kind in kinds[:: 1 if DEVICE == "cuda" else 15])
     kernels._compiles.cache_clear()
 
     def no_compiler(*_, **__):
