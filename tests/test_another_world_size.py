@@ -40,7 +40,7 @@ def test_a_run_of_two_ranks_goes_on_with_one_and_says_what_is_not_exact(tmp_path
 
 
 def test_deepspeed_refuses_another_number_of_ranks_by_name(tmp_path):
-    spread = {"deepspeed": "launch/deepspeed/zero3.json"}
+    spread = {"deepspeed": "launch/deepspeed/zero2.json", "max_completion_length": 8}
     first = rlattn("train", "quickstart", *SMALL, trainer(1, 4, **spread), cwd=tmp_path, ranks=2)
     assert first.returncode == 0, first.stderr
     again = rlattn("train", "quickstart", *SMALL, trainer(2, 8, **spread), cwd=tmp_path)
