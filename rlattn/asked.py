@@ -51,26 +51,17 @@ def ask(processor: Any, prompts: Sequence[Prompt], images: Sequence[Sequence[Any
     if seeing:
         texts, of_texts = zip(*seeing, strict=True)
         made = dict(processor(text=list(texts), images=list(of_texts), add_special_tokens=False))
-    fields = {name: value for name, value in made.items() if name not in ("input_ids", "attention_mask")}
-    of_tokens = {name: iter(value) for name, value in fields.items() if _of_tokens(value, made["input_ids"])}
-    rows: dict[str, list[list[int]]] = {name: [] for name in of_tokens}
-    prompt_ids, written = [], iter(made["input_ids"])
-    for of_prompt in pieces:
-        ids: list[int] = []
-        filled: dict[str, list[int]] = {name: [] for name in of_tokens}
+    of_tokens = {name: iter(value) for name, value in made.items() if _of_tokens(value, made["input_ids"])}
+    rows: dict[str, list[list[int]]] = {name: [[] for _ in prompts] for name in of_tokens}
+    for place, of_prompt in enumerate(pieces):
         for content, of_piece in of_prompt:
-            piece_ids = list(next(written)) if of_piece else prompt_tokens(processor.tokenizer, [content])
-            ids += piece_ids
+            ids = [] if of_piece else prompt_tokens(processor.tokenizer, [content])
             for name, values in of_tokens.items():
-                filled[name] += list(next(values)) if of_piece else [0] * len(piece_ids)
-        prompt_ids.append(ids)
-        for name in rows:
-            rows[name].append(filled[name])
-    return Asked(
-        prompt_ids=prompt_ids,
-        images=[of_prompt or None for of_prompt in shown] if seeing else None,
-        fields={**fields, **rows},
-    )
+                alone = ids if name == "input_ids" else [0] * len(ids)
+                rows[name][place] += next(values) if of_piece else alone
+    fields = {name: value for name, value in {**made, **rows}.items() if name not in ("input_ids", "attention_mask")}
+    images_of = [of_prompt or None for of_prompt in shown] if seeing else None
+    return Asked(prompt_ids=rows["input_ids"], images=images_of, fields=fields)
 
 
 def _shown(images: Any, count: int) -> list[list[Any]]:
