@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 
-import pytest
 from conftest import rlattn
 
 from rlattn import bench_resume
@@ -39,15 +38,6 @@ def test_a_run_of_two_ranks_goes_on_with_one_and_says_what_is_not_exact(tmp_path
     assert steps_of(tmp_path / "run") == [0, 1, 2, 3, 4]
 
 
-def test_deepspeed_refuses_another_number_of_ranks_by_name(tmp_path):
-    spread = {"deepspeed": "launch/deepspeed/zero2.json", "max_completion_length": 8}
-    first = rlattn("train", "quickstart", *SMALL, trainer(1, 4, **spread), cwd=tmp_path, ranks=2)
-    assert first.returncode == 0, first.stderr
-    again = rlattn("train", "quickstart", *SMALL, trainer(2, 8, **spread), cwd=tmp_path)
-    assert again.returncode == 2
-    assert "trainer.deepspeed: 2 ranks wrote" in again.stderr and "Start it on 2" in again.stderr
-
-
 def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
     kept = ("resume={keep_last: 1, keep_best: true}",)
     result = rlattn("train", "quickstart", *SMALL[:3], *kept, trainer(5, 8), cwd=tmp_path)
@@ -59,12 +49,18 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
     }
 
 
-@pytest.mark.parametrize("setting", [bench_resume.Setting(2, 2, False)], ids=str)
-def test_a_run_killed_under_deepspeed_ends_bit_for_bit_as_the_unbroken_one(setting, tmp_path, monkeypatch):
+def test_a_run_killed_under_deepspeed_ends_bit_for_bit_as_the_unbroken_one_and_keeps_its_ranks(tmp_path, monkeypatch):
+    setting = bench_resume.Setting(2, 2, False)
     monkeypatch.setattr(bench_resume, "SETTINGS", (setting,))
     (row,) = bench_resume.bench_resume(1, 0, tmp_path, print)
     assert row["kills"] == 1
     assert {name: row[name] for name in bench_resume.CHECKS} == dict.fromkeys(bench_resume.CHECKS, True)
+    (folder,) = (path.parent for path in tmp_path.glob("*/killed"))
+    longer = (f"trainer.max_steps={bench_resume.STEPS + 1}", "trainer.per_device_train_batch_size=8", SMALL[-1])
+    recipe = bench_resume._recipe(setting, folder)
+    alone = rlattn("train", "quickstart", "output_dir=killed", *recipe, *longer, cwd=folder)
+    assert alone.returncode == 2
+    assert "trainer.deepspeed: 2 ranks wrote" in alone.stderr and "Start it on 2" in alone.stderr
 
 
 def test_ranks_that_see_different_run_folders_are_told_so(tmp_path):

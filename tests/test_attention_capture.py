@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from rlattn.attention import attention_metrics, rhythm_signals
 from rlattn.attention.capture import attention_layers, capture, text_decoder
+from rlattn.attention.row_masks import row_masks
 from rlattn.types import AttentionOptions
 
 TINY = {
@@ -98,6 +99,18 @@ def test_metrics_are_those_of_the_eager_maps(model_type, implementation):
                 assert torch.equal(actual.isnan(), reference.isnan())
                 error = (actual - reference).abs().nan_to_num(0).max()
                 assert error <= 1e-5 * max(1, reference.nan_to_num(0).abs().max()), f"layer {layer} row {row}: {error}"
+
+
+def test_masks_are_worked_out_once_a_forward_for_all_layers(monkeypatch):
+    model, (input_ids, attention_mask, response_mask) = build("qwen3", "sdpa"), batch()
+    whole, made = captured(model, range(4)), []
+    monkeypatch.setattr("rlattn.attention.capture.row_masks", lambda *a: made.append(row_masks(*a)) or made[-1])
+    with torch.no_grad(), capture(model, attention_mask, response_mask, options=options(range(4))) as found:
+        for part in (slice(0, 2), slice(2, 3)):  # as TRL chunks its batches
+            model(input_ids=input_ids[part], attention_mask=attention_mask[part], use_cache=False)
+    assert [len(masks.real_BN) for masks in made] == [2, 1]
+    for metric, expected in zip(found.metrics(), whole):
+        torch.testing.assert_close(metric, expected, equal_nan=True)
 
 
 def test_a_hybrid_refuses_its_linear_layers_by_number_and_reads_the_others():

@@ -164,9 +164,9 @@ def test_compiles_for_cards_that_are_not_here(capability):
 
     from rlattn.attention import kernels
 
-    masks = dict.fromkeys(("real", "rows", "response", "first_key", "clear_key"), "*i32")
-    pointers = {"query": "*bf16", "key": "*bf16", **masks}
-    floats = ("sinks", "distance_out", "waad_out", "lse_out", "lse", "received_out")
+    masks = dict.fromkeys(("flags", "first_key", "clear_from"), "*i32")
+    pointers = {"query": "*bf16", "key": "*bf16", "in_horizon": "*i64", **masks}
+    floats = ("sinks", "distance_out", "waad_out", "lse_out", "lse", "fai_out")
     tile = kernels._tile(torch.bfloat16, 128)
     constants = {**tile, "SOFTCAP": True, "SINKS": True, "PRECISION": "tf32x3", "D": 128, "TILE_D": 128}
     constants |= {"query_d": 1, "key_d": 1}

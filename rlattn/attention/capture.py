@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlattn.attention.heads import average_over, choose_layers, head_sets, layer_types, usable_layers
 from rlattn.attention.metrics import AttentionMetrics, attention_metrics
+from rlattn.attention.row_masks import RowMasks, row_masks
 from rlattn.errors import describe
 from rlattn.types import AttentionOptions, Signals
 
@@ -48,8 +49,9 @@ class Capture:
                     f"layer {layer} has no queries and keys to read (linear attention, or a layer that the forward "
                     "did not reach); choose full-attention layers"
                 )
-        whole = [[torch.cat(values) for values in zip(*map(_tensors, self.parts[layer]))] for layer in self.layers]
-        span, waad, fai = (torch.stack(values, dim=1) for values in zip(*whole))
+        forwards = zip(*(self.parts[layer] for layer in self.layers))
+        stacked = [[torch.stack(values, dim=1) for values in zip(*map(_tensors, layers))] for layers in forwards]
+        span, waad, fai = (torch.cat(values) for values in zip(*stacked))
         return span, waad, fai
 
     def signals(
@@ -108,27 +110,33 @@ def capture(
     result = Capture(layers=chosen, attention_mask_BN=attention_mask_BN, response_mask_BN=response_mask_BN)
     original = ALL_ATTENTION_FUNCTIONS.get(key)
 
+    @cache
+    def masks_of(start: int, stop: int, device: torch.device) -> RowMasks:
+        part = slice(start, stop)
+        return row_masks(attention_mask_BN[part], response_mask_BN[part], options.horizon, options.rows, device)
+
     def attend(module: nn.Module, query: Tensor, keys: Tensor, *args: Any, **kwargs: Any) -> Any:
         output = (original or _eager_of(module))(module, query, keys, *args, **kwargs)
         layer = modules.get(id(module))
         if layer in chosen:
             seen = result.parts.setdefault(layer, [])
             start = sum(part.span_BH.shape[0] for part in seen)
-            part = slice(start, start + query.shape[0])
+            stop = start + query.shape[0]
             with torch.no_grad():
                 seen.append(
                     measure(
                         query.detach(),
                         keys.detach(),
                         scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
-                        attention_mask=attention_mask_BN[part],
-                        response_mask=response_mask_BN[part],
+                        attention_mask=attention_mask_BN[start:stop],
+                        response_mask=response_mask_BN[start:stop],
                         window=options.window,
                         horizon=options.horizon,
                         sliding_window=kwargs.get("sliding_window"),
                         softcap=kwargs.get("softcap"),
                         sinks=None if kwargs.get("s_aux") is None else kwargs["s_aux"].detach(),
                         rows=options.rows,
+                        masks=masks_of(start, stop, query.device),
                     )
                 )
             if stop_after_last and layer == max(chosen):

@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlattn.attention.metrics import AttentionMetrics, averaged, check_options, check_shapes, row_masks
+from rlattn.attention.metrics import AttentionMetrics, at_the_next, check_options, check_shapes
+from rlattn.attention.row_masks import RowMasks, row_masks
 from rlattn.errors import describe
 
 LARGEST_HEAD = 256  # tried; larger tiles may not fit in shared memory
@@ -76,6 +77,7 @@ def attention_metrics_triton(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     rows: str = "token",
+    masks: RowMasks | None = None,
 ) -> AttentionMetrics:
     """`attention_metrics` for CUDA tensors in bfloat16, float16 or float32; the same arguments and result.
 
@@ -95,10 +97,8 @@ def attention_metrics_triton(
 
     B, H, N, D = query.shape
     low, high = horizon
-    real_BN, response_BN, rows_BN = row_masks(attention_mask, response_mask, rows, query.device)
-    distance_BHN = query.new_zeros(B, H, N, dtype=torch.float32)
-    waad_BHN = torch.full_like(distance_BHN, torch.nan)
-    received_BHN, lse_BHN = torch.zeros_like(distance_BHN), torch.empty_like(distance_BHN)
+    masks = masks or row_masks(attention_mask, response_mask, horizon, rows, query.device)
+    distance_BHN, waad_BHN, lse_BHN, fai_BHN = (query.new_empty(B, H, N, dtype=torch.float32) for _ in range(4))
     if distance_BHN.numel():
         tile = _tile(query.dtype, D)
         shared = {
@@ -111,26 +111,20 @@ def attention_metrics_triton(
             "D": D, "TILE_D": max(16, triton.next_power_of_2(D)), **tile,
         }  # fmt: skip
         strides = (*query.stride(), *key.stride())
-        real, measured = real_BN.int(), rows_BN.int()  # 4 bytes: less than that cannot be fetched ahead
         with torch.cuda.device_of(query):
             _rows[(triton.cdiv(N, tile["M"]) * B * H,)](
-                query, key, real, measured, real.argmax(1).int(), _clear_from(real_BN, rows_BN),
-                query.new_zeros(1, dtype=torch.float32) if sinks is None else sinks.to(query.device, torch.float32),
+                query, key, masks.flags_BN, masks.first_key_B, masks.clear_from_B,
+                lse_BHN if sinks is None else sinks.to(query.device, torch.float32),
                 distance_BHN, waad_BHN, lse_BHN, *strides,
                 window=min(window, N), SINKS=sinks is not None, **shared,
             )  # fmt: skip
             _columns[(triton.cdiv(N, tile["C"]) * B * H,)](
-                query, key, real, measured, response_BN.int(), lse_BHN, received_BHN, *strides,
+                query, key, masks.flags_BN, masks.in_horizon_BN, lse_BHN, fai_BHN, *strides,
                 low=min(low, N), high=min(high, N), **shared,
             )  # fmt: skip
-    return averaged(distance_BHN.sum(-1), waad_BHN, received_BHN, response_BN, rows_BN, horizon, rows)
-
-
-def _clear_from(real_BN: Tensor, rows_BN: Tensor) -> Tensor:
-    """(B,): the first column from which on, up to the last measured row, all are real."""
-    column_N = torch.arange(1, real_BN.shape[1] + 1, device=real_BN.device, dtype=torch.int32)
-    last_row_B1 = (rows_BN * column_N).amax(1, keepdim=True)
-    return (~real_BN & (column_N < last_row_B1)).mul(column_N).amax(1)
+    if rows == "predictor":
+        waad_BHN = at_the_next(waad_BHN)
+    return AttentionMetrics(span_BH=distance_BHN.sum(-1) / masks.count_B1, waad_BHN=waad_BHN, fai_BHN=fai_BHN)
 
 
 def _tile(dtype: torch.dtype, head_size: int) -> dict[str, int]:
@@ -148,34 +142,37 @@ def _tile(dtype: torch.dtype, head_size: int) -> dict[str, int]:
 
 @triton.jit
 def _rows(
-    query, key, real, rows, first_key, clear_key, sinks, distance_out, waad_out, lse_out,
+    query, key, flags, first_key, clear_from, sinks, distance_out, waad_out, lse_out,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d,
     N, heads, group, scale, factor, sliding_window, window,
     SOFTCAP: tl.constexpr, SINKS: tl.constexpr, PRECISION: tl.constexpr,
     M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
-    """Mean distance, WAAD and log-sum-exp of the M rows of one head."""
+    """Mean distance (0 where no row), WAAD (NaN) and log-sum-exp (anything) of the M rows of one head."""
     blocks = tl.cdiv(N, M)
     # Neighbouring programs share a head's keys; its longest rows start first.
     start = (blocks - 1 - tl.program_id(0) % blocks) * M
     head = (tl.program_id(0) // blocks).to(tl.int64)
     b, h = head // heads, head % heads
     t_M, d_D = start + tl.arange(0, M), tl.arange(0, TILE_D)
-    rows_M = tl.load(rows + b * N + t_M, mask=t_M < N, other=0) != 0
+    out_M = head * N + t_M
+    rows_M = (tl.load(flags + b * N + t_M, mask=t_M < N, other=0) & 2) != 0
     if tl.sum(rows_M.to(tl.int32), 0) == 0:
+        tl.store(distance_out + out_M, tl.zeros([M], tl.float32), mask=t_M < N)
+        tl.store(waad_out + out_M, tl.full([M], float("nan"), tl.float32), mask=t_M < N)
         return
     query_MD = tl.load(
         query + b * query_b + h * query_h + t_M[:, None] * query_n + d_D[None, :] * query_d,
         mask=rows_M[:, None] & (d_D[None, :] < D), other=0,
     )  # fmt: skip
     key += b * key_b + h // group * key_h
-    real += b * N
+    flags += b * N
 
     # Three runs of columns: first where padding or a sliding window hides some; the inner ones, which every row sees
     # from a distance of at least the window; the near ones, where the future is hidden and distances are clipped.
     first = tl.maximum(tl.load(first_key + b), start - sliding_window + 1) // C * C
     near = tl.maximum(tl.maximum(start - window + 1, 0) // C * C, first)
-    all_seen = tl.maximum(tl.load(clear_key + b), start + M - sliding_window)
+    all_seen = tl.maximum(tl.load(clear_from + b), start + M - sliding_window)
     inner = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(all_seen, 0), C) * C, first), near)
     stop = tl.minimum(start + M, N)
     peak_M = tl.full([M], HIDDEN, tl.float32)
@@ -183,7 +180,7 @@ def _rows(
     column_C = tl.arange(0, C).to(tl.float32)
     for s in range(first, inner, C):
         p_MC, kept_M, peak_M = _online(
-            query_MD, key, real, t_M, s, peak_M, key_n, key_d, N, scale, factor, sliding_window, False, SOFTCAP,
+            query_MD, key, flags, t_M, s, peak_M, key_n, key_d, N, scale, factor, sliding_window, False, SOFTCAP,
             PRECISION, C, D, TILE_D,
         )  # fmt: skip
         seen_M = tl.sum(p_MC, 1)
@@ -191,7 +188,7 @@ def _rows(
         far_M = far_M * kept_M + ((t_M - s) * seen_M - tl.sum(p_MC * column_C[None, :], 1))
     for s in range(inner, near, C):
         p_MC, kept_M, peak_M = _online(
-            query_MD, key, real, t_M, s, peak_M, key_n, key_d, N, scale, factor, sliding_window, True, SOFTCAP,
+            query_MD, key, flags, t_M, s, peak_M, key_n, key_d, N, scale, factor, sliding_window, True, SOFTCAP,
             PRECISION, C, D, TILE_D,
         )  # fmt: skip
         seen_M = tl.sum(p_MC, 1)
@@ -200,7 +197,7 @@ def _rows(
     clipped_M = mass_M * window
     for s in range(near, stop, C):
         p_MC, kept_M, peak_M = _online(
-            query_MD, key, real, t_M, s, peak_M, key_n, key_d, N, scale, factor, sliding_window, False, SOFTCAP,
+            query_MD, key, flags, t_M, s, peak_M, key_n, key_d, N, scale, factor, sliding_window, False, SOFTCAP,
             PRECISION, C, D, TILE_D,
         )  # fmt: skip
         away_MC = (t_M - s).to(tl.float32)[:, None] - column_C[None, :]
@@ -215,15 +212,14 @@ def _rows(
         highest_M = tl.maximum(top_M, sink)
         kept_M = tl.exp2(top_M - highest_M)
         mass_M, top_M = mass_M * kept_M + tl.exp2(sink - highest_M), highest_M
-    out_M = head * N + t_M
-    tl.store(distance_out + out_M, far_M * kept_M / mass_M, mask=rows_M)
-    tl.store(waad_out + out_M, clipped_M * kept_M / mass_M, mask=rows_M)
+    tl.store(distance_out + out_M, tl.where(rows_M, far_M * kept_M / mass_M, 0.0), mask=t_M < N)
+    tl.store(waad_out + out_M, tl.where(rows_M, clipped_M * kept_M / mass_M, float("nan")), mask=t_M < N)
     tl.store(lse_out + out_M, top_M + tl.log2(mass_M), mask=rows_M)
 
 
 @triton.jit
 def _online(
-    query_MD, key, real, t_M, start, peak_M, key_n, key_d, N, scale, factor, sliding_window, INNER: tl.constexpr,
+    query_MD, key, flags, t_M, start, peak_M, key_n, key_d, N, scale, factor, sliding_window, INNER: tl.constexpr,
     SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, C: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
     """One step of the online softmax: p (over the new maximum), what earlier sums keep, the new maximum."""
@@ -235,7 +231,7 @@ def _online(
         inside_DC = inside_DC & (s_C[None, :] < N)
         scores_MC = _scores(query_MD, tl.load(keys_DC, mask=inside_DC, other=0), scale, SOFTCAP, PRECISION)
         away_MC = t_M[:, None] - s_C[None, :]
-        real_C = tl.load(real + s_C, mask=s_C < N, other=0) != 0
+        real_C = (tl.load(flags + s_C, mask=s_C < N, other=0) & 1) != 0
         seen_MC = real_C[None, :] & (away_MC >= 0) & (away_MC < sliding_window)
         scores_MC = tl.where(seen_MC, scores_MC, HIDDEN)
     highest_M = tl.maximum(peak_M, tl.max(scores_MC, 1))
@@ -245,20 +241,21 @@ def _online(
 
 @triton.jit
 def _columns(
-    query, key, real, rows, response, lse, received_out,
+    query, key, flags, in_horizon, lse, fai_out,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d,
     N, heads, group, scale, factor, sliding_window, low, high,
     SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, TILE_D: tl.constexpr,
 ):  # fmt: skip
-    """What the C columns of one head receive from the rows inside the horizon."""
+    """FAI of the C columns of one head: what they receive from the rows inside the horizon; NaN where undefined."""
     blocks = tl.cdiv(N, C)
     start = tl.program_id(0) % blocks * C
     head = (tl.program_id(0) // blocks).to(tl.int64)
     b, h = head // heads, head % heads
     s_C, d_D = start + tl.arange(0, C), tl.arange(0, TILE_D)
-    response_C = tl.load(response + b * N + s_C, mask=s_C < N, other=0) != 0
+    response_C = (tl.load(flags + b * N + s_C, mask=s_C < N, other=0) & 4) != 0
     if tl.sum(response_C.to(tl.int32), 0) == 0:
+        tl.store(fai_out + head * N + s_C, tl.full([C], float("nan"), tl.float32), mask=s_C < N)
         return
     key_DC = tl.load(
         key + b * key_b + h // group * key_h + d_D[:, None] * key_d + s_C[None, :] * key_n,
@@ -267,7 +264,7 @@ def _columns(
     received_C = tl.zeros([C], tl.float32)
     for t in range((start + low) // M * M, tl.minimum(start + C + high, N), M):
         t_M = t + tl.arange(0, M)
-        rows_M = tl.load(rows + b * N + t_M, mask=t_M < N, other=0) != 0
+        rows_M = (tl.load(flags + b * N + t_M, mask=t_M < N, other=0) & 2) != 0
         lse_M = tl.load(lse + head * N + t_M, mask=rows_M, other=0)
         query_MD = tl.load(
             query + b * query_b + h * query_h + t_M[:, None] * query_n + d_D[None, :] * query_d,
@@ -277,7 +274,9 @@ def _columns(
         away_MC = t_M[:, None] - s_C[None, :]
         counts_MC = (away_MC >= low) & (away_MC <= high) & (away_MC < sliding_window) & rows_M[:, None]
         received_C += tl.sum(tl.where(counts_MC, p_MC, 0.0), 0)
-    tl.store(received_out + head * N + s_C, received_C, mask=response_C)
+    count_C = tl.load(in_horizon + b * N + s_C, mask=response_C, other=0).to(tl.float32)
+    fai_C = tl.where(response_C & (count_C > 0), received_C / count_C, float("nan"))
+    tl.store(fai_out + head * N + s_C, fai_C, mask=s_C < N)
 
 
 @triton.jit

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlattn.attention.row_masks import RowMasks, row_masks
+
 # Rows and bytes of scores at a time where `block` is None. On a CPU, few rows waste little beyond the diagonal and in
 # the bands, and the scores stay in the last-level cache; on a GPU, enough to fill it.
 LIMITS = {"cpu": (64, 2**24), "cuda": (256, 2**29)}
@@ -41,6 +43,7 @@ def attention_metrics(
     sinks: Tensor | None = None,
     rows: str = "token",
     block: int | None = None,
+    masks: RowMasks | None = None,
 ) -> AttentionMetrics:
     """Span, WAAD and FAI of every head of one causal layer (arXiv 2510.13554, section 4).
 
@@ -61,6 +64,7 @@ def attention_metrics(
     rows: "token", the row in which a token is the query; "predictor", the one before, from which it was drawn
     (R is then those earlier rows; distances and the horizon count from them).
     block: rows at a time; None chooses by size and device. It changes memory and speed, not the result.
+    masks: what `row_masks` made of both masks, `horizon` and `rows` for another layer of the same forward; saves time.
     In float32 the rounding error is a few 1e-7 of the span's distance, of W (WAAD), and of 1 (FAI); a softcap adds 1e-7
     of itself to the error of every score.
 
@@ -75,27 +79,23 @@ def attention_metrics(
     K = key.shape[1]
     window = min(window, N)  # no distance is longer; a huge factor would cost digits
     device, dtype = query.device, torch.promote_types(query.dtype, torch.float32)
-    real_BN, response_BN, rows_BN = row_masks(attention_mask, response_mask, rows, device)
+    masks = masks or row_masks(attention_mask, response_mask, horizon, rows, device)
+    rows_BN = masks.rows_BN
 
     span_BH = torch.zeros(B, H, dtype=dtype, device=device)
     waad_BHN = torch.full((B, H, N), torch.nan, dtype=dtype, device=device)
     fai_BHN = torch.zeros(B, H, N, dtype=dtype, device=device)
 
     blocks: list[tuple[int, int, int]] = []
-    if rows_BN.any():
-        active = rows_BN.any(0).nonzero().flatten().tolist()
-        first_key = int(real_BN.any(0).nonzero()[0])
-        widest = active[-1] + 1 - first_key if sliding_window is None else min(N, sliding_window)
+    if active := masks.active:
+        widest = active[-1] + 1 - masks.first_key if sliding_window is None else min(N, sliding_window)
         size = block or _block_size(B * H * widest * dtype.itemsize, device)
-        blocks = _blocks(active, size, first_key, sliding_window)
+        blocks = _blocks(active, size, masks.first_key, sliding_window)
     cells = max(((end - start) * (end - first) for start, end, first in blocks), default=0)
     scores_flat = torch.empty(B * H * cells, dtype=dtype, device=device)
 
-    # Padding that a row could see: what lies after a text's last row is hidden by the causal mask already.
-    hidden_BN = ~real_BN & (rows_BN.flip(1).cumsum(1).flip(1) > 0)
-    hidden_end = max(hidden_BN.any(0).nonzero().flatten().tolist(), default=-1) + 1
     # Zeros, not whatever the model left in the padding: a NaN would survive a weight of 0.
-    key_ZND = key.masked_fill(~real_BN[:, None, :, None], 0).to(dtype).reshape(B * K, N, D)
+    key_ZND = key.masked_fill(~masks.real_BN[:, None, :, None], 0).to(dtype).reshape(B * K, N, D)
 
     column_N = torch.arange(N, device=device)
     for start, end, first in blocks:
@@ -110,7 +110,7 @@ def attention_metrics(
         if softcap is not None:
             scores_BHQS.sigmoid_().mul_(2 * softcap).sub_(softcap)  # tanh x = 2 sigmoid(2x) - 1, and much quicker
         t_Q1, s_S = column_N[start:end, None], column_N[first:end]
-        _hide(scores_BHQS, t_Q1, s_S, hidden_BN[:, first : min(hidden_end, end)], sliding_window)
+        _hide(scores_BHQS, t_Q1, s_S, masks.hidden_BN[:, first:end], sliding_window)
         p_BHQS, mass_BHQ = _softmax(scores_BHQS, sinks)
         keep_BHQ = mass_BHQ * rows_B1Q  # what a row weighs: 0 where it is none
 
@@ -130,45 +130,17 @@ def attention_metrics(
         received_BH1C = keep_BHQ[..., None, :] @ (p_BHQS[..., band] * inside_QC)
         fai_BHN[:, :, first + band.start : first + band.stop] += received_BH1C[..., 0, :]
 
-    return averaged(span_BH, waad_BHN, fai_BHN, response_BN, rows_BN, horizon, rows)
-
-
-def row_masks(
-    attention_mask: Tensor, response_mask: Tensor, rows: str, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """real_BN, response_BN and rows_BN (the rows that are measured), bool."""
-    real_BN = attention_mask.to(device, torch.bool)
-    response_BN = response_mask.to(device, torch.bool) & real_BN
-    rows_BN = response_BN
+    fai_BHN = (fai_BHN / masks.in_horizon_BN[:, None]).masked_fill(~masks.response_BN[:, None], torch.nan)
     if rows == "predictor":
-        rows_BN = torch.zeros_like(response_BN)
-        rows_BN[:, :-1] = response_BN[:, 1:] & real_BN[:, :-1]
-    return real_BN, response_BN, rows_BN
+        waad_BHN = at_the_next(waad_BHN)
+    return AttentionMetrics(
+        span_BH=(span_BH / masks.count_B1).float(), waad_BHN=waad_BHN.float(), fai_BHN=fai_BHN.float()
+    )
 
 
-def averaged(
-    distance_BH: Tensor,
-    waad_BHN: Tensor,
-    received_BHN: Tensor,
-    response_BN: Tensor,
-    rows_BN: Tensor,
-    horizon: tuple[int, int],
-    rows: str,
-) -> AttentionMetrics:
-    """The metrics from sums over rows: of each row's mean distance, and of what each column received in the horizon.
-
-    waad_BHN is at its row, NaN where there is none.
-    """
-    low, high = horizon
-    N = rows_BN.shape[1]
-    column_N = torch.arange(N, device=rows_BN.device)
-    counted_BN = torch.nn.functional.pad(rows_BN.cumsum(1), (1, 0))  # rows before each column
-    in_horizon_BN = counted_BN[:, (column_N + high + 1).clamp(max=N)] - counted_BN[:, (column_N + low).clamp(max=N)]
-    fai_BHN = (received_BHN / in_horizon_BN[:, None]).masked_fill(~response_BN[:, None], torch.nan)
-    span_BH = distance_BH / rows_BN.sum(1, keepdim=True)
-    if rows == "predictor":
-        waad_BHN = torch.nn.functional.pad(waad_BHN[..., :-1], (1, 0), value=torch.nan)
-    return AttentionMetrics(span_BH=span_BH.float(), waad_BHN=waad_BHN.float(), fai_BHN=fai_BHN.float())
+def at_the_next(waad_BHN: Tensor) -> Tensor:
+    """What a predicting row looked at, at the token it predicted."""
+    return torch.nn.functional.pad(waad_BHN[..., :-1], (1, 0), value=torch.nan)
 
 
 def _hide(scores_BHQS: Tensor, t_Q1: Tensor, s_S: Tensor, hidden_BC: Tensor, sliding_window: int | None) -> None:

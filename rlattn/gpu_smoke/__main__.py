@@ -28,12 +28,13 @@ PARTS = {  # name -> its function, what it shows, the most seconds it may take
     "zero3": ("training.zero3", "credit under ZeRO-3, one rank", 600),
     "fsdp2": ("training.fsdp2", "credit under FSDP2, one rank", 600),
     "triton_speed": ("attention.triton_speed", "Triton kernels' speed, 8 x 8192 tokens", 300),
-    "long_step": ("training.long_step", "credit's share of a step, 8 x 8192 tokens", 600),
+    "long_step": ("training.long_step", "the metrics' share of what follows generation, 8 x 8192 tokens", 600),
     "bench": ("attention.bench", "rlattn bench attention", 600),
     "train": ("training.train", "GRPO steps with and without credit", 600),
+    "written_step": ("training.written_step", "the metrics' share of a whole step, 8 x 8192 tokens", 1200),
 }
 DISTRIBUTED = ("zero3", "fsdp2")
-TIMED = ("triton_speed", "long_step", "train", "bench")  # one at a time; the others first, side by side
+TIMED = ("triton_speed", "long_step", "train", "bench", "written_step")  # one at a time; the others first, side by side
 
 
 def main() -> int:

@@ -131,7 +131,7 @@ def _error(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
 
 def triton_accuracy(scale: Scale) -> Outcome:
     need("triton")
-    from rlattn.attention.kernels import attention_metrics_triton
+    from rlattn.attention.kernels import attention_metrics_triton, runs_here
 
     cases: dict[str, dict[str, Any]] = {
         "bfloat16": {"dtype": torch.bfloat16},
@@ -148,6 +148,7 @@ def triton_accuracy(scale: Scale) -> Outcome:
     errors = {}
     for name, options in list(cases.items())[: scale.of(len(cases), 1)]:
         query, key, arguments = _query_key(scale, texts=2, tokens=scale.of(1000, 40), **options)
+        assert scale.device == "cpu" or runs_here(query, key, arguments), f"{name}: `auto` does not take the kernels"
         got = attention_metrics_triton(query, key, **arguments)
         errors[name] = _metrics_error(got, attention_metrics(query, key, **arguments))
     worst = max(errors, key=lambda name: errors[name])
