@@ -116,7 +116,6 @@ def capture(
         return row_masks(attention_mask_BN[part], response_mask_BN[part], options.horizon, options.rows, device)
 
     def attend(module: nn.Module, query: Tensor, keys: Tensor, *args: Any, **kwargs: Any) -> Any:
-        output = (original or _eager_of(module))(module, query, keys, *args, **kwargs)
         layer = modules.get(id(module))
         if layer in chosen:
             seen = result.parts.setdefault(layer, [])
@@ -141,7 +140,7 @@ def capture(
                 )
             if stop_after_last and layer == max(chosen):
                 raise _Reached
-        return output
+        return (original or _eager_of(module))(module, query, keys, *args, **kwargs)
 
     # Under the same key: a name of our own would lose the mask that transformers makes for this one.
     previous = ALL_ATTENTION_FUNCTIONS._local_mapping.get(key)
