@@ -198,6 +198,21 @@ def test_scores_far_from_zero_and_extreme_sinks():
         assert got.span_BH.isfinite().all()
 
 
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("shift", [-1e4, -120, -90, -50, -40, 40, 65, 75, 100, 1e4])
+def test_where_a_rows_scores_lie_does_not_matter(shift, sink):
+    """On either side of what their exponentials can be summed to, and of what float32 can hold."""
+    query, key, _ = tensors(2, 1, 2, 40, 8)
+    query[0, :, 20:, 0] = 1.0  # the rows of one text, in its second half: others stay near 0
+    key[0, :, :, 0] = shift
+    ones = torch.ones(2, 40)
+    options = {"scaling": 1.0, "attention_mask": ones, "response_mask": ones, "horizon": (1, 9)}
+    options["sinks"] = torch.tensor([shift, 0.0]) if sink else None
+    for block in (None, 8):
+        found, expected = attention_metrics(query, key, block=block, **options), dense(query, key, **options)
+        assert error(found, expected) <= 1e-5 + 1e-6 * abs(shift)  # float32 rounds the scores themselves
+
+
 class Largest(TorchDispatchMode):
     """The elements of the largest tensor any operation returns."""
 

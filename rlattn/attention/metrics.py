@@ -4,7 +4,9 @@ Legend: B rollouts, N positions (prompt and completion), H query heads, K key-va
 Q the rows (queries) of one block, S the keys that block can see, C some of those columns; Z = B * K, R = G * Q.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from rlattn.attention.row_masks import RowMasks, row_masks
 # Rows and bytes of scores at a time where `block` is None. On a CPU, few rows waste little beyond the diagonal and in
 # the bands, and the scores stay in the last-level cache; on a GPU, enough to fill it.
 LIMITS = {"cpu": (64, 2**24), "cuda": (256, 2**29)}
+# Of a row's exponentials: none overflowed, and one that underflowed is below any rounding of their sum.
+SOUND_MASS = (1e-20, 1e30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,26 +106,24 @@ def attention_metrics(
         Q, S = end - start, end - first
         rows_B1Q = rows_BN[:, None, start:end]
         query_BHQD = query[:, :, start:end].to(dtype) * (2 * scaling / softcap if softcap else scaling)
-        query_BHQD = query_BHQD.masked_fill(~rows_B1Q[..., None], 0)
-        scores_BHQS = scores_flat[: B * H * Q * S].view(B, H, Q, S)
         # Query heads of a group are neighbours: they become more rows against their one key head.
-        scores_ZRS = scores_BHQS.view(B * K, -1, S)
-        torch.bmm(query_BHQD.reshape(B * K, -1, D), key_ZND[:, first:end].transpose(1, 2), out=scores_ZRS)
-        if softcap is not None:
-            scores_BHQS.sigmoid_().mul_(2 * softcap).sub_(softcap)  # tanh x = 2 sigmoid(2x) - 1, and much quicker
+        query_ZRD = query_BHQD.masked_fill(~rows_B1Q[..., None], 0).reshape(B * K, -1, D)
         t_Q1, s_S = column_N[start:end, None], column_N[first:end]
-        _hide(scores_BHQS, t_Q1, s_S, masks.hidden_BN[:, first:end], sliding_window)
-        p_BHQS, mass_BHQ = _softmax(scores_BHQS, sinks)
-        keep_BHQ = mass_BHQ * rows_B1Q  # what a row weighs: 0 where it is none
+        hide = partial(
+            _hide, t_Q1=t_Q1, s_S=s_S, hidden_BC=masks.hidden_BN[:, first:end], sliding_window=sliding_window
+        )
+        scores_BHQS = scores_flat[: B * H * Q * S].view(B, H, Q, S)
+        score = partial(_score, scores_BHQS, query_ZRD, key_ZND[:, first:end], softcap)
+        p_BHQS, mass_BHQ, keep_BHQ = _softmax(score, hide, sinks, rows_B1Q)
 
         # Distances from the block's last row, so that near keys keep their digits far into a text.
         distance_BHQ = torch.mv(p_BHQS.view(-1, S), (end - 1 - s_S).to(dtype)).view(B, H, Q)
-        span_BH += (keep_BHQ * (distance_BHQ - (end - 1 - t_Q1[:, 0]))).sum(-1)
+        span_BH += (keep_BHQ * (distance_BHQ - mass_BHQ * (end - 1 - t_Q1[:, 0]))).sum(-1)
 
-        # sum_s p * min(t-s, W) = W - sum over t-s < W of p * (W - (t-s)).
+        # sum_s p * min(t-s, W) = mass * W - sum over t-s < W of p * (W - (t-s)).
         near = slice(max(0, S - Q - window + 1), S)
         short_QC = (window - (t_Q1 - s_S[near])).clamp(min=0).to(dtype)
-        waad_BHQ = keep_BHQ * (window - (p_BHQS[..., near] * short_QC).sum(-1))
+        waad_BHQ = keep_BHQ * (mass_BHQ * window - (p_BHQS[..., near] * short_QC).sum(-1))
         waad_BHN[:, :, start:end] = waad_BHQ.masked_fill(~rows_B1Q, torch.nan)
 
         band = slice(max(0, S - Q - high), max(0, S - low))
@@ -143,25 +145,52 @@ def at_the_next(waad_BHN: Tensor) -> Tensor:
     return torch.nn.functional.pad(waad_BHN[..., :-1], (1, 0), value=torch.nan)
 
 
-def _hide(scores_BHQS: Tensor, t_Q1: Tensor, s_S: Tensor, hidden_BC: Tensor, sliding_window: int | None) -> None:
-    """Hides in place what a row does not see. Every mask touches only the columns where it can hide something."""
-    Q, S = scores_BHQS.shape[-2:]
-    fill = torch.finfo(scores_BHQS.dtype).min  # finite: a padded row that sees no key stays finite too
-    scores_BHQS[..., -Q:].masked_fill_(s_S[-Q:] > t_Q1, fill)
-    if sliding_window is not None and (left := S - sliding_window) > 0:
-        scores_BHQS[..., :left].masked_fill_(s_S[:left] <= t_Q1 - sliding_window, fill)
-    if hidden_BC.shape[1]:
-        scores_BHQS[..., : hidden_BC.shape[1]].masked_fill_(hidden_BC[:, None, None], fill)
+def _score(scores_BHQS: Tensor, query_ZRD: Tensor, key_ZSD: Tensor, softcap: float | None) -> Tensor:
+    torch.bmm(query_ZRD, key_ZSD.transpose(1, 2), out=scores_BHQS.view(len(key_ZSD), -1, key_ZSD.shape[1]))
+    if softcap is not None:
+        scores_BHQS.sigmoid_().mul_(2 * softcap).sub_(softcap)  # tanh x = 2 sigmoid(2x) - 1, and much quicker
+    return scores_BHQS
 
 
-def _softmax(scores_BHQS: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Softmax over the keys, in place (half the memory, and it stays in cache); the mass a row has beside the sink."""
+def _softmax(
+    score: Callable[[], Tensor], hide: Callable[[Tensor, float], Tensor], sinks: Tensor | None, rows_B1Q: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """p_BHQS, its sum over the keys, and the factor that makes p a softmax (beside the sink): 0 where there is no row.
+
+    p is the scores' buffer: half the memory, and it stays in cache. On a CPU it is the scores' exponentials as they
+    are: the search for the largest score and the division take half the time of a softmax. Where that is not sound, or
+    on CUDA, where to ask would wait for the GPU, it is torch's softmax.
+    """
+    scores_BHQS = score()
+    if scores_BHQS.device.type == "cpu":
+        p_BHQS = hide(scores_BHQS.exp_(), 0)  # hidden afterwards: the exponential of a huge number is slow
+        mass_BHQ = p_BHQS.sum(-1)
+        all_BHQ = mass_BHQ if sinks is None else mass_BHQ + sinks.to(mass_BHQ).exp()[:, None]
+        if ((all_BHQ > SOUND_MASS[0]) & (all_BHQ < SOUND_MASS[1]) | ~rows_B1Q).all():
+            return p_BHQS, mass_BHQ, (1 / all_BHQ).masked_fill(~rows_B1Q, 0)
+        scores_BHQS = score()
+    hide(scores_BHQS, torch.finfo(scores_BHQS.dtype).min)  # finite: a padded row that sees no key stays finite too
+    keep_BHQ = rows_B1Q.to(scores_BHQS.dtype).expand(scores_BHQS.shape[:-1])
+    ones_BHQ = torch.ones_like(keep_BHQ)
     if sinks is None:
-        return torch.softmax(scores_BHQS, -1, out=scores_BHQS), torch.ones_like(scores_BHQS[..., 0])
+        return torch.softmax(scores_BHQS, -1, out=scores_BHQS), ones_BHQ, keep_BHQ
     top_BHQ = scores_BHQS.amax(-1)
     p_BHQS = torch.softmax(scores_BHQS, -1, out=scores_BHQS)
     lse_BHQ = top_BHQ - p_BHQS.amax(-1).log()  # no second pass of exponentials: the largest p is exp(top - lse)
-    return p_BHQS, torch.sigmoid(lse_BHQ - sinks.to(lse_BHQ)[:, None])
+    return p_BHQS, ones_BHQ, keep_BHQ * torch.sigmoid(lse_BHQ - sinks.to(lse_BHQ)[:, None])
+
+
+def _hide(
+    values_BHQS: Tensor, fill: float, *, t_Q1: Tensor, s_S: Tensor, hidden_BC: Tensor, sliding_window: int | None
+) -> Tensor:
+    """Hides in place what a row does not see. Every mask touches only the columns where it can hide something."""
+    Q, S = values_BHQS.shape[-2:]
+    values_BHQS[..., -Q:].masked_fill_(s_S[-Q:] > t_Q1, fill)
+    if sliding_window is not None and (left := S - sliding_window) > 0:
+        values_BHQS[..., :left].masked_fill_(s_S[:left] <= t_Q1 - sliding_window, fill)
+    if hidden_BC.shape[1]:
+        values_BHQS[..., : hidden_BC.shape[1]].masked_fill_(hidden_BC[:, None, None], fill)
+    return values_BHQS
 
 
 def _block_size(row_bytes: int, device: torch.device) -> int:
