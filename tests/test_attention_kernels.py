@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -129,21 +130,27 @@ def test_kernels_give_nan_where_nothing_is_measured_or_finite():
 def test_kernels_are_tried_once_before_auto_takes_them(monkeypatch, caplog):
     from rlattn.attention import kernels
 
-    kernels._compiles.cache_clear()
+    kernels._works.cache_clear()
     kinds = [
         (torch.device(DEVICE), dtype, size, softcap, sinks)
         for dtype in kernels.DTYPES for size in (16, 20) for softcap in (False, True) for sinks in (False, True)
     ]  # fmt: skip
-    assert all(kernels._compiles(*kind) for kind in kinds[:: 1 if DEVICE == "cuda" else 15])
-    kernels._compiles.cache_clear()
+    assert all(kernels._works(*kind) for kind in kinds[:: 1 if DEVICE == "cuda" else 15])
+    right = kernels.attention_metrics_triton
 
     def no_compiler(*_, **__):
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(kernels, "attention_metrics_triton", no_compiler)
-    assert not kernels._compiles(*kinds[0]) and not kernels._compiles(*kinds[0])
-    assert caplog.text.count("Failed to find C compiler") == 1
-    kernels._compiles.cache_clear()
+    def wrong(*arguments, **options):
+        found = right(*arguments, **options)
+        return replace(found, fai_BHN=found.fai_BHN + 0.1)
+
+    for broken, said in ((no_compiler, "Failed to find C compiler"), (wrong, "other numbers than PyTorch")):
+        kernels._works.cache_clear()
+        monkeypatch.setattr(kernels, "attention_metrics_triton", broken)
+        assert not kernels._works(*kinds[0]) and not kernels._works(*kinds[0])
+        assert caplog.text.count(said) == 1
+    kernels._works.cache_clear()
 
 
 @pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="the tests above ran the kernels in this process")

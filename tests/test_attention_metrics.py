@@ -213,6 +213,18 @@ def test_where_a_rows_scores_lie_does_not_matter(shift, sink):
         assert error(found, expected) <= 1e-5 + 1e-6 * abs(shift)  # float32 rounds the scores themselves
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_around_a_forward_rounds_nothing(dtype):
+    query, key, _ = tensors(1, 2, 2, 40, 8, dtype=dtype)
+    ones = torch.ones(1, 40)
+    options = {"scaling": 1.0, "attention_mask": ones, "response_mask": ones, "horizon": (1, 9)}
+    expected = attention_metrics(query, key, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attention_metrics(query, key, **options)
+    for name in ("span_BH", "waad_BHN", "fai_BHN"):
+        assert torch.equal(getattr(found, name).nan_to_num(-1), getattr(expected, name).nan_to_num(-1)), name
+
+
 class Largest(TorchDispatchMode):
     """The elements of the largest tensor any operation returns."""
 

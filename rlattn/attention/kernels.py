@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlattn.attention.metrics import AttentionMetrics, at_the_next, check_options, check_shapes
+from rlattn.attention.metrics import AttentionMetrics, at_the_next, attention_metrics, check_options, check_shapes
 from rlattn.attention.row_masks import RowMasks, row_masks
 from rlattn.errors import describe
 
@@ -34,7 +34,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def runs_here(query: Tensor, key: Tensor, options: dict[str, Any]) -> bool:
-    """Whether `backend: auto` takes the kernels: on NVIDIA cards from Ampere on, where Triton can compile them."""
+    """Whether `backend: auto` takes the kernels: on NVIDIA cards from Ampere on, where Triton compiles them rightly."""
     return (
         query.is_cuda
         and not INTERPRETED
@@ -43,24 +43,38 @@ def runs_here(query: Tensor, key: Tensor, options: dict[str, Any]) -> bool:
         and query.dtype in DTYPES
         and query.shape[-1] <= LARGEST_HEAD
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
-        and _compiles(
+        and _works(
             query.device, query.dtype, query.shape[-1], bool(options.get("softcap")), options.get("sinks") is not None
         )
     )
 
 
 @cache
-def _compiles(device: torch.device, dtype: torch.dtype, head_size: int, softcap: bool, sinks: bool) -> bool:
-    """Tried once a process and kind of call: without a C compiler, say, Triton cannot start a kernel."""
-    query, key = (torch.zeros(1, heads, 112, head_size, dtype=dtype, device=device) for heads in (4, 2))
-    ones = torch.ones(1, 112, device=device)
-    options: dict[str, Any] = {"softcap": 1.0 if softcap else None, "sinks": ones[0, :4] if sinks else None}
+def _works(device: torch.device, dtype: torch.dtype, head_size: int, softcap: bool, sinks: bool) -> bool:
+    """Tried once a process and kind of call, against the torch path, on a text that takes all three loops over columns.
+
+    Without a C compiler, say, Triton cannot start a kernel; and no card or Triton is trusted unseen.
+    """
+    tokens = 6 * _tile(dtype, head_size)["M"] + 16
+    real, response = torch.zeros(2, 1, tokens, device=device)
+    real[:, 20:] = response[:, 40:] = 1
+    options: dict[str, Any] = {"scaling": head_size**-0.5, "attention_mask": real, "response_mask": response}
+    options |= {"softcap": 1.0 if softcap else None, "sinks": real[0, -4:] if sinks else None}
+    draw = torch.Generator().manual_seed(0)
+    query, key = (
+        torch.randn(1, heads, tokens, head_size, generator=draw, device="cpu").to(device, dtype) for heads in (4, 2)
+    )
     try:
-        attention_metrics_triton(query, key, scaling=1.0, attention_mask=ones, response_mask=ones, **options)
+        both = [measure(query, key, **options) for measure in (attention_metrics_triton, attention_metrics)]
+        found, expected = (torch.cat([x.flatten() for x in (m.span_BH, m.waad_BHN, m.fai_BHN)]) for m in both)
+        # Far wider than rounding, that of tf32 included.
+        right = torch.allclose(found, expected, rtol=0.02, atol=0.02, equal_nan=True)
+        problem = "they give other numbers than PyTorch"
     except Exception as error:
-        logger.warning("attention: Triton's kernels cannot run here, PyTorch's slower path does: %s", describe(error))
-        return False
-    return True
+        right, problem = False, describe(error)
+    if not right:
+        logger.warning("attention: Triton's kernels cannot run here, PyTorch's slower path does: %s", problem)
+    return right
 
 
 @torch.no_grad()

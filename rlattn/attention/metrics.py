@@ -102,35 +102,36 @@ def attention_metrics(
     key_ZND = key.masked_fill(~masks.real_BN[:, None, :, None], 0).to(dtype).reshape(B * K, N, D)
 
     column_N = torch.arange(N, device=device)
-    for start, end, first in blocks:
-        Q, S = end - start, end - first
-        rows_B1Q = rows_BN[:, None, start:end]
-        query_BHQD = query[:, :, start:end].to(dtype) * (2 * scaling / softcap if softcap else scaling)
-        # Query heads of a group are neighbours: they become more rows against their one key head.
-        query_ZRD = query_BHQD.masked_fill(~rows_B1Q[..., None], 0).reshape(B * K, -1, D)
-        t_Q1, s_S = column_N[start:end, None], column_N[first:end]
-        hide = partial(
-            _hide, t_Q1=t_Q1, s_S=s_S, hidden_BC=masks.hidden_BN[:, first:end], sliding_window=sliding_window
-        )
-        scores_BHQS = scores_flat[: B * H * Q * S].view(B, H, Q, S)
-        score = partial(_score, scores_BHQS, query_ZRD, key_ZND[:, first:end], softcap)
-        p_BHQS, mass_BHQ, keep_BHQ = _softmax(score, hide, sinks, rows_B1Q)
+    with torch.autocast(device.type, enabled=False):  # it would round what the products below get
+        for start, end, first in blocks:
+            Q, S = end - start, end - first
+            rows_B1Q = rows_BN[:, None, start:end]
+            query_BHQD = query[:, :, start:end].to(dtype) * (2 * scaling / softcap if softcap else scaling)
+            # Query heads of a group are neighbours: they become more rows against their one key head.
+            query_ZRD = query_BHQD.masked_fill(~rows_B1Q[..., None], 0).reshape(B * K, -1, D)
+            t_Q1, s_S = column_N[start:end, None], column_N[first:end]
+            hide = partial(
+                _hide, t_Q1=t_Q1, s_S=s_S, hidden_BC=masks.hidden_BN[:, first:end], sliding_window=sliding_window
+            )
+            scores_BHQS = scores_flat[: B * H * Q * S].view(B, H, Q, S)
+            score = partial(_score, scores_BHQS, query_ZRD, key_ZND[:, first:end], softcap)
+            p_BHQS, mass_BHQ, keep_BHQ = _softmax(score, hide, sinks, rows_B1Q)
 
-        # Distances from the block's last row, so that near keys keep their digits far into a text.
-        distance_BHQ = torch.mv(p_BHQS.view(-1, S), (end - 1 - s_S).to(dtype)).view(B, H, Q)
-        span_BH += (keep_BHQ * (distance_BHQ - mass_BHQ * (end - 1 - t_Q1[:, 0]))).sum(-1)
+            # Distances from the block's last row, so that near keys keep their digits far into a text.
+            distance_BHQ = torch.mv(p_BHQS.view(-1, S), (end - 1 - s_S).to(dtype)).view(B, H, Q)
+            span_BH += (keep_BHQ * (distance_BHQ - mass_BHQ * (end - 1 - t_Q1[:, 0]))).sum(-1)
 
-        # sum_s p * min(t-s, W) = mass * W - sum over t-s < W of p * (W - (t-s)).
-        near = slice(max(0, S - Q - window + 1), S)
-        short_QC = (window - (t_Q1 - s_S[near])).clamp(min=0).to(dtype)
-        waad_BHQ = keep_BHQ * (mass_BHQ * window - (p_BHQS[..., near] * short_QC).sum(-1))
-        waad_BHN[:, :, start:end] = waad_BHQ.masked_fill(~rows_B1Q, torch.nan)
+            # sum_s p * min(t-s, W) = mass * W - sum over t-s < W of p * (W - (t-s)).
+            near = slice(max(0, S - Q - window + 1), S)
+            short_QC = (window - (t_Q1 - s_S[near])).clamp(min=0).to(dtype)
+            waad_BHQ = keep_BHQ * (mass_BHQ * window - (p_BHQS[..., near] * short_QC).sum(-1))
+            waad_BHN[:, :, start:end] = waad_BHQ.masked_fill(~rows_B1Q, torch.nan)
 
-        band = slice(max(0, S - Q - high), max(0, S - low))
-        distance_QC = t_Q1 - s_S[band]
-        inside_QC = (distance_QC >= low) & (distance_QC <= high)
-        received_BH1C = keep_BHQ[..., None, :] @ (p_BHQS[..., band] * inside_QC)
-        fai_BHN[:, :, first + band.start : first + band.stop] += received_BH1C[..., 0, :]
+            band = slice(max(0, S - Q - high), max(0, S - low))
+            distance_QC = t_Q1 - s_S[band]
+            inside_QC = (distance_QC >= low) & (distance_QC <= high)
+            received_BH1C = keep_BHQ[..., None, :] @ (p_BHQS[..., band] * inside_QC)
+            fai_BHN[:, :, first + band.start : first + band.stop] += received_BH1C[..., 0, :]
 
     fai_BHN = (fai_BHN / masks.in_horizon_BN[:, None]).masked_fill(~masks.response_BN[:, None], torch.nan)
     if rows == "predictor":
