@@ -30,6 +30,13 @@ def test_parts_run_or_fail_one_by_one_and_attention_needs_no_trl(tmp_path):
     assert all(part in result.stdout for part in rows)
 
 
+def test_a_whole_step_on_rollouts_that_the_policy_wrote(tmp_path):
+    result = smoke(tmp_path, "--device", "cpu", "--small", "written_step")
+    (row,) = json.loads((tmp_path / "gpu_smoke.json").read_text())["parts"]
+    assert (result.returncode, row["status"]) == (0, "ok"), row
+    assert row["figures"].keys() == {"step", "generation", "metrics"} and "target <= 1%" in row["detail"]
+
+
 def test_a_missing_package_is_a_reason_to_skip(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(Skipped, match="trl"):

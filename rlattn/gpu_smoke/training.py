@@ -163,6 +163,8 @@ def _grpo(
             capture.metrics_function = original
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]
     assert len(logs) == steps and all(isfinite(log["grad_norm"]) for log in logs), f"unsound steps: {logs}"
+    assert (trainer.rollout_func is None) == (not given or given_steps < steps), "the wrong side wrote the rollouts"
+    assert logs[-1]["completions/min_length"] == (given or tokens), f"shorter rollouts than asked for: {logs[-1]}"
     if credit:
         assert all(log["credit/nonfinite_rows"] == 0 for log in logs), "attention signals were not finite"
         assert max(log["credit/max"] for log in logs) > 1, "no token was amplified"
