@@ -2,8 +2,9 @@
 
 Four ways through one randomly initialised 15-layer model, in one run: `plain`, a forward; `capture`, a forward that
 leaves its metrics; `signals`, rhythm_signals, which stops after the last layer it reads; `eager`, a forward that keeps
-all attention maps, reduced to the same metrics. Times are ratios within a round, the order alternating, and the median
-over rounds. Never a test: machines are noisy. Imports no TRL.
+all attention maps, reduced to the same metrics. The first three take turns, three times a round in alternating order:
+medians of the ratios of neighbours. Eager maps are one a round: a ratio of medians. Never a test: machines are noisy.
+Imports no TRL.
 
 Legend: B = 1 text, N tokens, H heads.
 """

@@ -105,6 +105,7 @@ def test_masks_are_worked_out_once_a_forward_for_all_layers(monkeypatch):
     model, (input_ids, attention_mask, response_mask) = build("qwen3", "sdpa"), batch()
     whole, made = captured(model, range(4)), []
     monkeypatch.setattr("rlattn.attention.capture.row_masks", lambda *a: made.append(row_masks(*a)) or made[-1])
+    monkeypatch.setattr("rlattn.attention.metrics.row_masks", None)
     with torch.no_grad(), capture(model, attention_mask, response_mask, options=options(range(4))) as found:
         for part in (slice(0, 2), slice(2, 3)):  # as TRL chunks its batches
             model(input_ids=input_ids[part], attention_mask=attention_mask[part], use_cache=False)

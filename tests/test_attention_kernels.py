@@ -110,6 +110,42 @@ def test_kernels_repeat_bit_for_bit_and_strides_do_not_matter():
     again = attention_metrics_triton(query, key, **options)
     for name in ("span_BH", "waad_BHN", "fai_BHN"):
         assert torch.equal(getattr(first, name).nan_to_num(-1), getattr(again, name).nan_to_num(-1))
+    options |= {name: options[name].T.contiguous().T for name in ("attention_mask", "response_mask")}
+    options["sinks"] = torch.linspace(-2, 2, 2 * query.shape[1], device=DEVICE)[::2]
+    assert_equal(attention_metrics_triton(query, key, **options), attention_metrics(query, key, **options))
+
+
+@runs_kernels
+def test_kernels_run_where_tf32_is_asked_for_in_torchs_new_way(monkeypatch):
+    from rlattn.attention.kernels import attention_metrics_triton
+
+    query, key, options = inputs(**PLAIN, horizon=(1, 9))
+    before = torch.backends.fp32_precision
+    torch.backends.fp32_precision = "tf32"  # as transformers does for `tf32: true`
+    try:
+        found = attention_metrics_triton(query, key, **options)
+    finally:
+        torch.backends.fp32_precision = before
+    for name in ("span_BH", "waad_BHN", "fai_BHN"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(attention_metrics(query, key, **options), name), equal_nan=True, atol=1e-2,
+            rtol=1e-2,
+        )  # fmt: skip
+
+
+@runs_kernels
+def test_kernels_have_nan_where_the_torch_path_has_it():
+    from rlattn.attention.kernels import attention_metrics_triton
+
+    query, key, options = inputs(B=2, K=1, group=2, N=60, D=8, horizon=(2, 5))
+    options |= {"attention_mask": torch.ones(2, 60, device=DEVICE), "response_mask": torch.ones(2, 60, device=DEVICE)}
+    options["response_mask"][0, 30:] = 0
+    query, key = query.nan_to_num(0.5), key.nan_to_num(0.5)
+    query[1, :, 40] = key[0, :, 35] = NAN
+    found = attention_metrics_triton(query, key, **options)
+    for block in (None, 1, 8):
+        assert_equal(found, attention_metrics(query, key, block=block, **options))
+    assert found.span_BH[0].isfinite().all() and found.fai_BHN[1].isnan().sum() == 2 * (4 + 2)  # 2 have no row at all
 
 
 @runs_kernels
@@ -141,12 +177,17 @@ def test_kernels_are_tried_once_before_auto_takes_them(monkeypatch, caplog):
     def no_compiler(*_, **__):
         raise RuntimeError("Failed to find C compiler")
 
-    def wrong(*arguments, **options):
-        found = right(*arguments, **options)
-        return replace(found, fai_BHN=found.fai_BHN + 0.1)
+    def less(name):
+        def wrong(*arguments, **options):
+            found = right(*arguments, **options)
+            return replace(found, **{name: getattr(found, name) * 0.9})
 
-    for broken, said in ((no_compiler, "Failed to find C compiler"), (wrong, "other numbers than PyTorch")):
+        return wrong
+
+    faults = [(less(name), "other numbers than PyTorch") for name in ("span_BH", "waad_BHN", "fai_BHN")]
+    for broken, said in [(no_compiler, "Failed to find C compiler"), *faults]:
         kernels._works.cache_clear()
+        caplog.clear()
         monkeypatch.setattr(kernels, "attention_metrics_triton", broken)
         assert not kernels._works(*kinds[0]) and not kernels._works(*kinds[0])
         assert caplog.text.count(said) == 1

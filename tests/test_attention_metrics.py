@@ -274,9 +274,11 @@ def test_nothing_to_measure(N):
     for attention_mask, response_mask in ((none, none), (none, none + 1), (none + 1, none)):
         got = attention_metrics(query, key, scaling=1.0, attention_mask=attention_mask, response_mask=response_mask)
         assert got.span_BH.isnan().all() and got.waad_BHN.isnan().all() and got.fai_BHN.isnan().all()
+        assert got.waad_BHN.shape == got.fai_BHN.shape == (2, 2, N)
     # The first token of a text was drawn from no row.
     start = torch.arange(N).expand(2, N) == 0
     first = attention_metrics(query, key, scaling=1.0, attention_mask=none + 1, response_mask=start, rows="predictor")
+    assert first.waad_BHN.shape == (2, 2, N)
     assert first.waad_BHN.isnan().all() and first.span_BH.isnan().all()
 
 

@@ -50,9 +50,13 @@ class Capture:
                     "did not reach); choose full-attention layers"
                 )
         forwards = zip(*(self.parts[layer] for layer in self.layers))
-        stacked = [[torch.stack(values, dim=1) for values in zip(*map(_tensors, layers))] for layers in forwards]
+        stacked = [[torch.stack(values, dim=1) for values in zip(*map(self._tensors, layers))] for layers in forwards]
         span, waad, fai = (torch.cat(values) for values in zip(*stacked))
         return span, waad, fai
+
+    def _tensors(self, metrics: AttentionMetrics) -> tuple[Tensor, ...]:
+        device = self.response_mask_BN.device  # layers may lie on several
+        return metrics.span_BH.to(device), metrics.waad_BHN.to(device), metrics.fai_BHN.to(device)
 
     def signals(
         self, *, share: float = 0.3, heads: tuple[Tensor, Tensor] | None = None, entropy_BN: Tensor | None = None
@@ -249,10 +253,6 @@ def attention_layers(decoder: Any) -> tuple[int, ...]:
 
 class _Reached(Exception):
     """The last chosen layer is done: the rest of the forward is not needed."""
-
-
-def _tensors(metrics: AttentionMetrics) -> tuple[Tensor, Tensor, Tensor]:
-    return metrics.span_BH, metrics.waad_BHN, metrics.fai_BHN
 
 
 def _eager_of(module: nn.Module) -> Callable[..., Any]:

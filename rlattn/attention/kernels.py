@@ -67,8 +67,8 @@ def _works(device: torch.device, dtype: torch.dtype, head_size: int, softcap: bo
     try:
         both = [measure(query, key, **options) for measure in (attention_metrics_triton, attention_metrics)]
         found, expected = (torch.cat([x.flatten() for x in (m.span_BH, m.waad_BHN, m.fai_BHN)]) for m in both)
-        # Far wider than rounding, that of tf32 included.
-        right = torch.allclose(found, expected, rtol=0.02, atol=0.02, equal_nan=True)
+        # Wider than rounding, that of tf32 included. FAI, a share of some hundred tokens, is the smallest of the three.
+        right = torch.allclose(found, expected, rtol=0.02, atol=1e-4, equal_nan=True)
         problem = "they give other numbers than PyTorch"
     except Exception as error:
         right, problem = False, describe(error)
@@ -95,10 +95,10 @@ def attention_metrics_triton(
 ) -> AttentionMetrics:
     """`attention_metrics` for CUDA tensors in bfloat16, float16 or float32; the same arguments and result.
 
-    Sums and softmax are in float32. Products of float32 inputs follow `torch.backends.cuda.matmul.allow_tf32`.
+    Sums and softmax are in float32. Products of float32 inputs follow `torch.backends.cuda.matmul.fp32_precision`.
     Raises ValueError for shapes, options, types or devices that do not fit.
     Cost: one product q.k per visible pair of the response's rows (half of causal attention's forward), a second one
-    inside the horizon; memory of three floats a row and head.
+    inside the horizon; memory of four floats a row and head.
     """
     check_shapes(query, key, attention_mask, response_mask, sinks)
     check_options(window, *horizon, sliding_window, softcap, rows)
@@ -121,14 +121,15 @@ def attention_metrics_triton(
             "factor": (softcap or scaling) * LOG2_E.value,  # of what comes out of it
             "sliding_window": min(N, sliding_window or N),
             "SOFTCAP": softcap is not None,
-            "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",  # x3: float32 from tensor cores
+            # x3: float32 from tensor cores
+            "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3",
             "D": D, "TILE_D": max(16, triton.next_power_of_2(D)), **tile,
         }  # fmt: skip
         strides = (*query.stride(), *key.stride())
         with torch.cuda.device_of(query):
             _rows[(triton.cdiv(N, tile["M"]) * B * H,)](
                 query, key, masks.flags_BN, masks.first_key_B, masks.clear_from_B,
-                lse_BHN if sinks is None else sinks.to(query.device, torch.float32),
+                lse_BHN if sinks is None else sinks.to(query.device, torch.float32).contiguous(),
                 distance_BHN, waad_BHN, lse_BHN, *strides,
                 window=min(window, N), SINKS=sinks is not None, **shared,
             )  # fmt: skip

@@ -68,13 +68,14 @@ def attention_metrics(
     rows: "token", the row in which a token is the query; "predictor", the one before, from which it was drawn
     (R is then those earlier rows; distances and the horizon count from them).
     block: rows at a time; None chooses by size and device. It changes memory and speed, not the result.
-    masks: what `row_masks` made of both masks, `horizon` and `rows` for another layer of the same forward; saves time.
+    masks: what `row_masks` made of both masks, `horizon` and `rows` for another layer of the same forward: saves time,
+    and is believed.
     In float32 the rounding error is a few 1e-7 of the span's distance, of W (WAAD), and of 1 (FAI); a softcap adds 1e-7
     of itself to the error of every score.
 
     Raises ValueError for shapes or options that do not fit. Rows with scores that are not finite give NaN.
     Cost: on a CPU about what scaled_dot_product_attention takes for the response's rows, and one buffer of
-    B * H * block * N floats. On CUDA the products follow `torch.backends.cuda.matmul.allow_tf32`.
+    B * H * block * N floats. On CUDA the products follow `torch.backends.cuda.matmul.fp32_precision`.
     """
     low, high = horizon
     check_shapes(query, key, attention_mask, response_mask, sinks)
@@ -119,7 +120,8 @@ def attention_metrics(
 
             # Distances from the block's last row, so that near keys keep their digits far into a text.
             distance_BHQ = torch.mv(p_BHQS.view(-1, S), (end - 1 - s_S).to(dtype)).view(B, H, Q)
-            span_BH += (keep_BHQ * (distance_BHQ - mass_BHQ * (end - 1 - t_Q1[:, 0]))).sum(-1)
+            away_BHQ = keep_BHQ * (distance_BHQ - mass_BHQ * (end - 1 - t_Q1[:, 0]))
+            span_BH += away_BHQ.masked_fill(~rows_B1Q, 0).sum(-1)  # not times 0: what is no row may be NaN
 
             # sum_s p * min(t-s, W) = mass * W - sum over t-s < W of p * (W - (t-s)).
             near = slice(max(0, S - Q - window + 1), S)
@@ -130,7 +132,8 @@ def attention_metrics(
             band = slice(max(0, S - Q - high), max(0, S - low))
             distance_QC = t_Q1 - s_S[band]
             inside_QC = (distance_QC >= low) & (distance_QC <= high)
-            received_BH1C = keep_BHQ[..., None, :] @ (p_BHQS[..., band] * inside_QC)
+            inside_B1QC = inside_QC & rows_B1Q[..., None]
+            received_BH1C = keep_BHQ[..., None, :] @ p_BHQS[..., band].masked_fill(~inside_B1QC, 0)
             fai_BHN[:, :, first + band.start : first + band.stop] += received_BH1C[..., 0, :]
 
     fai_BHN = (fai_BHN / masks.in_horizon_BN[:, None]).masked_fill(~masks.response_BN[:, None], torch.nan)
@@ -143,7 +146,7 @@ def attention_metrics(
 
 def at_the_next(waad_BHN: Tensor) -> Tensor:
     """What a predicting row looked at, at the token it predicted."""
-    return torch.nn.functional.pad(waad_BHN[..., :-1], (1, 0), value=torch.nan)
+    return torch.nn.functional.pad(waad_BHN, (1, 0), value=torch.nan)[..., :-1]
 
 
 def _score(scores_BHQS: Tensor, query_ZRD: Tensor, key_ZSD: Tensor, softcap: float | None) -> Tensor:

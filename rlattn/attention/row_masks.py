@@ -78,8 +78,8 @@ def row_masks(
     attention_mask: Tensor, response_mask: Tensor, horizon: tuple[int, int], rows: str, device: torch.device
 ) -> RowMasks:
     """masks (B, N): 1 = real / response token. rows: "token" or "predictor", as in `attention_metrics`."""
-    real_BN = attention_mask.to(device, torch.bool)
-    response_BN = response_mask.to(device, torch.bool) & real_BN
+    real_BN = attention_mask.to(device, torch.bool).contiguous()  # kernels read flat memory
+    response_BN = response_mask.to(device, torch.bool).contiguous() & real_BN
     rows_BN = response_BN
     if rows == "predictor":
         rows_BN = torch.zeros_like(response_BN)

@@ -148,7 +148,8 @@ def triton_accuracy(scale: Scale) -> Outcome:
     errors = {}
     for name, options in list(cases.items())[: scale.of(len(cases), 1)]:
         query, key, arguments = _query_key(scale, texts=2, tokens=scale.of(1000, 40), **options)
-        assert scale.device == "cpu" or runs_here(query, key, arguments), f"{name}: `auto` does not take the kernels"
+        modern = scale.device == "cuda" and torch.version.cuda and torch.cuda.get_device_capability() >= (8, 0)
+        assert not modern or runs_here(query, key, arguments), f"{name}: `auto` does not take the kernels"
         got = attention_metrics_triton(query, key, **arguments)
         errors[name] = _metrics_error(got, attention_metrics(query, key, **arguments))
     worst = max(errors, key=lambda name: errors[name])

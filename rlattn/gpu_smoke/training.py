@@ -44,7 +44,10 @@ def long_step(scale: Scale) -> Outcome:
 
 
 def written_step(scale: Scale) -> Outcome:
-    """What the metrics of five layers take of a whole step: transformers writes 8 rollouts of 8192 tokens."""
+    """What the metrics of five layers take of a whole step: transformers writes 8 rollouts of 8192 tokens.
+
+    As in every part here, without what their layers share (masks, the stack of layers) and without the credit rule.
+    """
     step = _grpo(scale, tokens=8192, given=8192, given_steps=1, steps=2, **IN_FOUR)
     share = step["metrics"] / step["step"]
     said = f"{step['step']:.1f} s, generation {step['generation']:.1f} s, metrics {step['metrics'] * 1e3:.1f} ms"
