@@ -2,6 +2,7 @@
 
 import json
 from difflib import get_close_matches
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,23 @@ def check_policy(recipe: Recipe, task: Task | None = None) -> dict[str, Any]:
     layers = text.get("num_hidden_layers")
     if isinstance(layers, int) and 0 < layers <= MOST_LAYERS:
         check_layers(recipe, tuple(text.get("layer_types") or ("full_attention",) * layers))
+    kind = text.get("model_type")  # a text tower may leave it out
+    if recipe.credit and isinstance(kind, str) and not reads_attention(kind):
+        problem = f"{policy.path} ({kind}) has no attention whose queries and keys can be read."
+        raise UserError("credit", problem, "Leave credit out for it, or take another policy.")
     return config
+
+
+def reads_attention(model_type: str) -> bool:
+    """Whether transformers' model file calls the attention functions that `capture` reads; True where that is unknown.
+
+    Imports nothing: transformers takes seconds, and its file's text says it.
+    """
+    package = find_spec("transformers")
+    places = package.submodule_search_locations if package else None
+    folder = Path(places[0], "models", model_type.replace("-", "_")) if places else None
+    files = sorted(folder.glob("modeling_*.py")) if folder else []
+    return not files or any("ALL_ATTENTION_FUNCTIONS" in file.read_text(encoding="utf-8") for file in files)
 
 
 def strategy_of(recipe: Recipe) -> str:

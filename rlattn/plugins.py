@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rlattn.credit import CREDIT_RULES, CreditRule
 from rlattn.errors import UserError, describe, did_you_mean
+from rlattn.findings import refuse_booleans, user_error
 from rlattn.recipe import Plugin, Recipe
 from rlattn.rewards import REWARDS, Reward
 from rlattn.tasks import TASKS, Task
@@ -27,6 +28,7 @@ OPTIONAL = {"prepare": 1, "tokens": 1, "parts": 1, "state_dict": 0, "load_state_
 # what is read of an object besides, so that a property of a user's own that raises does so here
 READ: dict[type, tuple[str, ...]] = {
     Task: ("metrics", "trace", "reply", "questions", "turn_tokens", "style"),
+    CreditRule: ("needs_attention", "needs_entropy", "top_fraction"),
     Reward: (*OPTIONAL, "needs", "needs_of_task", "lag", "first_policy", "part_count", "part_weight"),
 }
 MOST_PARTS = 1024
@@ -141,27 +143,18 @@ def _construct(cls: type, options: dict[str, Any], where: str, spec_keys: Set[st
             hint = did_you_mean(key, names | shared) if names | shared else "It takes no options."
             raise UserError(f"{where}.{key}", f"unknown option of {cls.__name__}.", hint)
     try:
-        return TypeAdapter(cls).validate_python(options) if is_dataclass(cls) else cls(**options)
+        if not is_dataclass(cls):
+            return cls(**options)
+        built = TypeAdapter(cls).validate_python(options)
+        refuse_booleans(options, {name: getattr(built, name) for name in options}, [where])
+        return built
     except UserError:
         raise
     except ValidationError as error:
         first = error.errors()[0]
-        raise option_error(first["type"], first["msg"], first.get("input"), [where, *map(str, first["loc"])]) from None
+        raise user_error(first, [where, *map(str, first["loc"])]) from None
     except (Exception, SystemExit) as error:
         raise UserError(where, f"{cls.__name__} refuses its options: {describe(error)}.") from None
-
-
-def option_error(kind: str, message: str, value: object, path: list[str]) -> UserError:
-    """pydantic's finding about a dataclass option, in our words."""
-    if kind.startswith("missing"):
-        return UserError(".".join(path), "is required.", "Add it to the recipe.")
-    problem = message.removeprefix("Value error, ").rstrip(".")
-    if kind == "value_error":
-        # a __post_init__ speaks of the whole; its message starts with the option's name
-        name, colon, rest = problem.partition(": ")
-        return UserError(".".join([*path, name] if colon and name.isidentifier() else path), f"{rest or problem}.")
-    expected = problem.replace("Input should be", "expected").replace("a valid tuple", "a list")
-    return UserError(".".join(path), f"{expected}; got {value!r}.")
 
 
 def check_methods(built: Any, calls: Mapping[str, int], where: str) -> None:

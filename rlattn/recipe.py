@@ -1,6 +1,5 @@
 """YAML -> a frozen, typed Recipe. Strict keys, dotted overrides, reasons in errors. Imports neither torch nor TRL."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rlattn import grpo_fields
 from rlattn.effort import check_efforts
 from rlattn.errors import UserError, did_you_mean
+from rlattn.findings import refuse_booleans, user_error
 from rlattn.paths import expanded, find_file, find_recipe, looks_local, nearest_file
 from rlattn.trainer_keys import OWNED_ELSEWHERE, REFUSED
 from rlattn.types import LARGEST_WEIGHT, AttentionOptions, CreditOptions, WarmStart
@@ -272,9 +272,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(data: Mapping[str, Any]) -> Recipe:
     """A Recipe from plain data. Raises UserError naming the first key at fault."""
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise _first_error(error, data) from None
+        raise _first_error(error) from None
+    refuse_booleans(data, recipe.model_dump(mode="json"))
+    return recipe
 
 
 def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -318,11 +320,11 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     return Recipe.model_validate(data)
 
 
-def _first_error(error: ValidationError, data: Any) -> UserError:
+def _first_error(error: ValidationError) -> UserError:
     first, *others = sorted(error.errors(), key=lambda one: one["type"] == "missing")  # a typo of it says more
     where = ".".join(str(part) for part in first["loc"]) or "recipe"
     more = f" ({len(others)} more after this one.)" if others else ""
-    kind, value = first["type"], first.get("input")
+    kind = first["type"]
     if kind == "extra_forbidden":
         section = Recipe
         for part in first["loc"][:-1]:
@@ -333,37 +335,11 @@ def _first_error(error: ValidationError, data: Any) -> UserError:
     if kind == "unexpected_keyword_argument":  # of the warm start
         names = (AttentionOptions if first["loc"][0] == "attention" else WarmStart).__dataclass_fields__
         return UserError(where, "unknown key.", did_you_mean(first["loc"][-1], names) + more)
-    if kind == "missing":
-        return UserError(where, "is required.", f"Add it to the recipe.{more}")
-    problem = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if kind in ("value_error", "tuple_type", "model_type", "model_attributes_type", "dict_type", "dataclass_type"):
-        wanted = {"value_error": problem, "tuple_type": "expected a list, such as [a, b]"}
-        return UserError(
-            where,
-            f"{wanted.get(kind, 'expected a section of keys')}; got {_short(value)}."
-            if kind != "value_error"
-            else f"{problem}.",
-            more.strip(),
-        )
-    if kind == "literal_error":
-        options = [o.strip(" '") for o in first["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        near = difflib.get_close_matches(str(value), options, n=1)
-        hint = f"Did you mean '{near[0]}'?" if near else ""
-        return UserError(where, f"expected one of {', '.join(options)}; got {value!r}.", hint)
-    if kind == "string_pattern_mismatch":
-        shape = "module:Class" if where.endswith("python") else "letters, digits, '_', '-' and '.'"
-        return UserError(where, f"expected {shape}; got {value!r}.{more}")
-    hint = " Put it in quotes to make it text." if kind == "string_type" and isinstance(value, int | float) else ""
-    return UserError(where, f"expected {problem}; got {_short(value)}.{hint}{more}")
+    return user_error(first, where.split("."), more)
 
 
 def _is_model(candidate: Any) -> bool:
     return isinstance(candidate, type) and issubclass(candidate, BaseModel)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _home_of(leaf: str) -> str:

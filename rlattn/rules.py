@@ -248,6 +248,8 @@ def _check_combinations(recipe: Recipe) -> None:
             names = {*recipe.keys, *(f"trainer.{name}" for name in load_fields())}
             if key not in names:
                 raise UserError("resume.allow_changed", f"'{key}' is no key of a recipe.", did_you_mean(key, names))
+    if recipe.credit and recipe.attention.backend == "triton" and recipe.trainer.get("use_cpu"):
+        raise UserError("attention.backend", "triton needs a CUDA GPU, and trainer.use_cpu is true.", "Use auto.")
     if recipe.trainer.get("bf16") and recipe.trainer.get("fp16"):
         raise UserError("trainer.bf16", "and fp16 are both true.", "Keep one.")
     if recipe.policy.stop_strings and recipe.trainer.get("mask_truncated_completions"):

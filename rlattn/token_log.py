@@ -167,11 +167,17 @@ class TokenLog(TrainerCallback):
             sign = trainer.credit_options.sign
             columns["weight"] = _floats(effective_weights(advantage_1T, signals["weight"][one], sign)[0], real_T)
             waad_1T, fai_1T, mask_1T = signals["waad"][one].cpu(), signals["fai"][one].cpu(), trained_T[None]
-            fraction = getattr(trainer.credit, "top_fraction", FRACTION)
+            fraction = _fraction(trainer.credit)
             columns |= {"waad": _floats(waad_1T[0], real_T), "fai": _floats(fai_1T[0], real_T)}
             columns["anchor"] = top_fraction(fai_1T, mask_1T, fraction)[0, real_T].tolist()
             columns["preplan"] = top_fraction(delta(waad_1T, mask_1T), mask_1T, fraction)[0, real_T].tolist()
         return columns
+
+
+def _fraction(rule: Any) -> float:
+    """A rule's own `top_fraction`, where it is one: a rule of a user's may mean something else by that name."""
+    fraction = getattr(rule, "top_fraction", None)
+    return fraction if isinstance(fraction, float | int) and 0 < fraction <= 1 else FRACTION
 
 
 def write_tokens(file: Path, rollouts: list[dict[str, Any]]) -> None:

@@ -161,6 +161,8 @@ class AttentionOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.window <= LONGEST:
             raise ValueError(f"window: expected 1 to {LONGEST:,}, got {self.window}")
+        if len(self.horizon) != 2:
+            raise ValueError(f"horizon: expected two numbers, [low, high], got {list(self.horizon)}")
         low, high = self.horizon
         if not 0 <= low <= high <= LONGEST:
             wanted = f"[low, high] with 0 <= low <= high <= {LONGEST:,}"
@@ -172,6 +174,8 @@ class AttentionOptions:
             raise ValueError(f"share: expected more than 0 and at most 0.5, got {self.share}")
         if self.layers is not None and (not self.layers or min(self.layers) < 0):
             raise ValueError(f"layers: expected layer numbers from 0, got {list(self.layers)}")
+        if self.layers is not None and len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layers: expected every layer once, got {list(self.layers)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -184,6 +184,33 @@ def test_rhythm_signals_stops_after_the_last_chosen_layer_and_gives_entropy_on_r
     assert entropy[mask].max() <= torch.log(torch.tensor(64.0)) + 1e-4
 
 
+def test_padding_that_the_response_mask_covers_is_no_response():
+    model = build("qwen3", "sdpa")
+    ids, attention_mask, response_mask = batch()
+    attention_mask = attention_mask.clone()
+    attention_mask[0, -3:] = 0
+    response_mask = response_mask.clone()
+    response_mask[0, -3:] = 1
+    found = rhythm_signals(model, ids, attention_mask, response_mask, entropy=True)
+    expected = rhythm_signals(model, ids, attention_mask, response_mask * attention_mask, entropy=True)
+    assert not found.mask_BN[0, -3:].any()
+    for name in ("mask_BN", "waad_BN", "fai_BN", "entropy_BN"):
+        assert torch.equal(getattr(found, name).nan_to_num(-1), getattr(expected, name).nan_to_num(-1))
+
+
+def test_masks_and_models_that_do_not_fit_are_refused():
+    model = build("qwen3", "sdpa")
+    ids, attention_mask, response_mask = batch()
+    with pytest.raises(ValueError, match="response_mask: expected"):
+        rhythm_signals(model, ids, attention_mask, response_mask[:, 1:])
+    with pytest.raises(ValueError, match="attention_mask: expected"):
+        rhythm_signals(model, ids, attention_mask[0], response_mask)
+    with pytest.raises(ValueError, match="at least one token"):
+        rhythm_signals(model, ids[:0], attention_mask[:0], response_mask[:0])
+    with pytest.raises(ValueError, match="no head that gives logits"):
+        rhythm_signals(model.model, ids, attention_mask, response_mask, entropy=True)
+
+
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "gpt_oss", "mistral"])
 def test_bfloat16_metrics_are_those_of_float64_maps_of_the_same_queries_and_keys(model_type):
     model = build(model_type, "eager" if model_type in ("gemma2", "gpt_oss") else "sdpa", dtype=torch.bfloat16)

@@ -1,5 +1,7 @@
 """Span, WAAD and FAI equal the dense attention map reduced in float64, without ever holding a map."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -296,6 +298,15 @@ def test_nothing_to_measure(N):
         ({"window": 0}, "window"),
         ({"sliding_window": 0}, "sliding_window"),
         ({"softcap": 0.0}, "softcap"),
+        ({"window": math.nan}, "window"),
+        ({"window": 1.5}, "window"),
+        ({"window": True}, "window"),
+        ({"horizon": (1, math.inf)}, "horizon"),
+        ({"horizon": (0, 10**30)}, "horizon"),
+        ({"sliding_window": 1.5}, "sliding_window"),
+        ({"softcap": math.inf}, "softcap"),
+        ({"query": torch.zeros(1, 4, 5, 0), "key": torch.zeros(1, 2, 5, 0)}, "size 0"),
+        ({"query": torch.zeros(1, 0, 5, 4)}, "multiple"),
         ({"rows": "next"}, "rows"),
         ({"block": 0}, "block"),
     ],

@@ -63,6 +63,19 @@ BROKEN: list[tuple[list[str] | str, list[str]]] = [
     (["rewards.max_failed_share=2"], ["rewards.max_failed_share"]),
     (["credit={kind: coupled_rhythm, amplification: 1e30}"], ["credit.amplification", "100"]),
     (["credit={kind: coupled_rhythm, sgn: both}"], ["credit.sgn", "'sign'"]),
+    (["credit={kind: coupled_rhythm, lookback: 1000}"], ["credit.lookback", "1 to 100"]),
+    (["credit={kind: coupled_rhythm, amplification: true}"], ["credit.amplification", "a number", "true"]),
+    (["credit={kind: uniform, warmup: true}"], ["credit.warmup", "a number", "true"]),
+    (["credit=coupled_rhythm"], ["credit: expected a section", "{kind: coupled_rhythm}"]),
+    (["credit={kind: local_chunk, select: botom}"], ["credit.select", "Did you mean 'bottom'"]),
+    (["credit={kind: shuffled, of: coupled_rythm}"], ["credit.of", "Did you mean 'coupled_rhythm'"]),
+    ([f"credit={{kind: local_chunk, select: {'x' * 5000}}}"], ["credit.select", "..."]),
+    (["attention.layers=[2, true]"], ["attention.layers.1", "a number", "true"]),
+    (["attention.layers=[1, 1]"], ["attention.layers: expected every layer once"]),
+    (["attention.horizon=[1, 2, 3]"], ["attention.horizon", "a list of 2"]),
+    ([f"attention.window={'9' * 4200}"], ["attention.window: expected 1 to", "..."]),
+    (["credit={kind: uniform}", "attention.backend=triton", "trainer.use_cpu=true"], ["attention.backend", "use_cpu"]),
+    (["credit={kind: uniform}", "policy.path=bloom", DATASET], ["credit", "(bloom)", "queries and keys"]),
     (["credit={kind: coupled_rhythm}", "attention.layers=[99]"], ["attention.layers", "99", "[0, 1, 2]"]),
     (["attention.horizon=[10, 1000000000000000000000000]"], ["attention", "10,000,000"]),
     (["trainer.loss_type=grop"], ["trainer.loss_type", "'grpo'"]),
@@ -133,6 +146,7 @@ BROKEN: list[tuple[list[str] | str, list[str]]] = [
     (["task={kind: dataset, path: null_row.jsonl, eval_rows: 1}"], ["row 2"]),
     (["task={kind: dataset, path: number_row.jsonl, eval_rows: 1}"], ["row 2", "text"]),
     (["task={kind: dataset, path: torn.jsonl, eval_rows: 1}"], ["line 2"]),
+    (["task={kind: dataset, path: half.jsonl, eval_rows: 1}"], ["line 2", "surrogate"]),
     (["task={kind: dataset, path: empty.jsonl}"], ["empty"]),
     (["task={kind: dataset, path: rows.jsonl, eval_rows: 99}"], ["eval_rows", "99"]),
     (["task={kind: dataset, path: rows.jsonl, eval_rows: 1, streaming: true}", "trainer.max_steps=-1"], ["max_steps"]),
@@ -146,7 +160,10 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "null_row.jsonl").write_text(row + '{"prompt": null, "answer": "2"}\n' + row)
     (tmp_path / "number_row.jsonl").write_text(row + '{"prompt": 7, "answer": "2"}\n' + row)
     (tmp_path / "torn.jsonl").write_text(row + '{"prompt": "1 +')
+    (tmp_path / "half.jsonl").write_text(row + '{"prompt": "\\ud800", "answer": "2"}\n')
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "bloom").mkdir()
+    (tmp_path / "bloom" / "config.json").write_text('{"model_type": "bloom", "num_hidden_layers": 2}')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -201,6 +202,43 @@ def test_a_number_that_a_rule_goes_on_counting_is_kept_as_it_was():
 
     seen = [compute_credit(rule, signals([1, 2], [1, 2])).metrics["credit/count"] for _ in range(3)]
     assert [float(value) for value in seen] == [1, 2, 3]
+
+
+def test_a_rule_reaches_neither_the_signals_nor_the_gradients_switch(caplog):
+    def spoils(given):
+        given.mask_BN.zero_()
+        given.waad_BN.resize_(0)
+        torch.set_grad_enabled(False)
+        raise RuntimeError("spoiled")
+
+    def negative_behind_a_mask(given):
+        far_BN = given.mask_BN
+        far_BN &= given.waad_BN > 2
+        return Credit(weights_BN=torch.where(far_BN, 1.5, -1.0))
+
+    given = signals([1, 2, 3], [1, 2, NAN])
+    for _ in range(3):
+        credit = compute_credit(spoils, given)
+        assert credit.weights_BN.tolist() == [[1, 1, 1]] and credit.metrics["credit/nonfinite_rows"] == 1
+    assert caplog.text.count("spoiled") == 1
+    assert torch.is_grad_enabled()
+    assert given.mask_BN.all() and given.waad_BN.tolist() == [[1, 2, 3]]
+    credit = compute_credit(negative_behind_a_mask, given)
+    assert credit.weights_BN.tolist() == [[1, 1, 1]] and credit.metrics["credit/nonfinite_rows"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mask_BN": torch.ones(1, 3)}, "bool mask_BN"),
+        ({"mask_BN": torch.ones(0, 3, dtype=torch.bool)}, "at least one token"),
+        ({"waad_BN": torch.ones(1, 2)}, "waad_BN"),
+        ({"entropy_BN": torch.ones(1, 3, dtype=torch.long)}, "entropy_BN"),
+    ],
+)
+def test_signals_that_do_not_belong_together_are_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        compute_credit(CREDIT_RULES["uniform"](), replace(signals([1, 2, 3], [1, 2, 3]), **change))
 
 
 def test_numbers_of_a_step_are_logged_once_and_those_of_a_broken_one_never():

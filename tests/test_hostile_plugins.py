@@ -62,6 +62,13 @@ def test_a_property_of_a_task_that_raises_is_named(folder):
         checked("quickstart", "task={python: 'hostile_task:T'}")
 
 
+def test_a_property_of_a_credit_rule_that_raises_is_named(folder):
+    body = "class C:\n    def __call__(self, signals): pass\n"
+    (folder / "hostile_rule.py").write_text(body + PROPERTY.format(name="needs_entropy"))
+    with pytest.raises(UserError, match=r"credit\.python: reading its 'needs_entropy' fails: RuntimeError: not yet"):
+        checked("quickstart", "credit={python: 'hostile_rule:C'}")
+
+
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [

@@ -259,6 +259,7 @@ def broken(models, tmp_path_factory):
         "blank.jsonl": '{"prompt": "a", "response": "b"}\n{"prompt": "a", "response": " "}',
         "null.jsonl": '{"prompt": null, "response": "b"}',
         "messages.jsonl": '{"prompt": [{"role": "user", "content": "a"}], "response": "b"}',
+        "half.jsonl": '{"prompt": "a", "response": "\\ud800"}',
         "list.jsonl": "[1]",
         "rows.txt": "x",
     }.items():
@@ -272,6 +273,9 @@ MISTAKES = [
     ("llama", ("--response", "x"), ("--response", "Add --prompt")),
     ("llama", ("--prompt", " "), ("--prompt", "is empty")),
     ("llama", ("--prompt", "x", "--response", ""), ("--response", "is empty")),
+    ("llama", ("--prompt", "\udcff"), ("--prompt", "not UTF-8")),
+    ("llama", ("--prompt", "x", "--response", "\udcff"), ("--response", "not UTF-8")),
+    ("llama", ("--data", "{}/half.jsonl"), ("half.jsonl, line 1", "surrogate")),
     ("llama", ("--prompt", "x", "--data", "{}/near.jsonl"), ("--data", "Keep one")),
     ("llama", ("--data", "{}/nonesuch.jsonl"), ("nonesuch.jsonl", "no such file")),
     ("llama", ("--data", "{}/empty.json"), ("no such file", "Did you mean 'empty.jsonl'")),

@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 
 from rlattn import AttentionGRPOTrainer
 from rlattn.credit import CREDIT_RULES
-from rlattn.token_log import SCHEMA, TokenLog, token_texts
+from rlattn.token_log import FRACTION, SCHEMA, TokenLog, _fraction, token_texts
 from rlattn.tracking import token_files
 from rlattn.types import AttentionOptions, CreditOptions
 
@@ -75,6 +75,15 @@ def test_weights_are_those_that_count(policy, tmp_path):  # noqa: F811
     table = pq.read_table(token_files(tmp_path)[0][1]).to_pandas()
     assert (table[table.advantage <= 0].weight == 1).all()
     assert table[table.advantage > 0].weight.max() > 1
+
+
+@pytest.mark.parametrize("fraction", [None, (0.2, 0.4), -1, "many"])
+def test_a_rule_of_ones_own_may_mean_something_else_by_top_fraction(fraction):
+    class Own(CREDIT_RULES["uniform"]):
+        top_fraction = fraction
+
+    assert _fraction(Own()) == FRACTION
+    assert _fraction(CREDIT_RULES["local_chunk"](top_fraction=0.25)) == 0.25
 
 
 @pytest.mark.parametrize("rule", ["uniform", None])

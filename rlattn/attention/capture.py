@@ -72,7 +72,7 @@ class Capture:
         return Signals(
             waad_BN=average_over(waad_BLHN, local_BLH),
             fai_BN=average_over(fai_BLHN, global_BLH),
-            mask_BN=self.response_mask_BN.bool(),
+            mask_BN=self.response_mask_BN.bool() & self.attention_mask_BN.bool(),
             entropy_BN=entropy_BN,
             span_BLH=span_BLH,
             local_heads=local_BLH,
@@ -176,12 +176,20 @@ def rhythm_signals(
 
     Cost: one forward up to the last chosen layer, plus about what attention itself costs in the chosen layers.
     """
+    for name, mask in (("attention_mask", attention_mask), ("response_mask", response_mask)):
+        if input_ids.ndim != 2 or 0 in input_ids.shape or mask.shape != input_ids.shape:
+            shapes = f"{tuple(mask.shape)} for input_ids {tuple(input_ids.shape)}"
+            raise ValueError(f"{name}: expected (B, N) as the input_ids, of at least one token, got {shapes}")
     with capture(model, attention_mask, response_mask, options=options, stop_after_last=not entropy) as captured:
         try:
             output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         except _Reached:
             output = None
-    entropy_BN = token_entropy(output.logits, response_mask) if entropy and output is not None else None
+    entropy_BN = None
+    if entropy:
+        if not hasattr(output, "logits"):
+            raise ValueError(f"entropy: {type(model).__name__} has no head that gives logits")
+        entropy_BN = token_entropy(output.logits, response_mask * attention_mask)
     heads = None if options.scope == "sequence" else batch_heads(captured.metrics()[0], options.share)
     return captured.signals(share=options.share, heads=heads, entropy_BN=entropy_BN)
 

@@ -4,6 +4,7 @@ Legend: B rollouts, N positions (prompt and completion), H query heads, K key-va
 Q the rows (queries) of one block, S the keys that block can see, C some of those columns; Z = B * K, R = G * Q.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from rlattn.attention.row_masks import RowMasks, row_masks
 LIMITS = {"cpu": (64, 2**24), "cuda": (256, 2**29)}
 # Of a row's exponentials: none overflowed, and one that underflowed is below any rounding of their sum.
 SOUND_MASS = (1e-20, 1e30)
+LARGEST = 2**31 - 1  # tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +227,10 @@ def check_shapes(
     K = key.shape[1]
     if key.shape != (B, K, N, D):
         raise ValueError(f"query {_shape(query)} and key {_shape(key)} differ in more than heads; a KV cache is no use")
-    if K == 0 or H % K:
+    if K == 0 or H == 0 or H % K:
         raise ValueError(f"{H} query heads are not a multiple of {K} key heads")
+    if D == 0:
+        raise ValueError(f"query {_shape(query)}: a head of size 0 has no scores")
     for name, mask in (("attention_mask", attention_mask), ("response_mask", response_mask)):
         if mask.shape != (B, N):
             raise ValueError(f"{name}: expected {(B, N)}, got {_shape(mask)}")
@@ -243,18 +247,22 @@ def check_options(
     rows: str,
     block: int | None = None,
 ) -> None:
-    if window < 1:
-        raise ValueError(f"window: expected at least 1 token, got {window}")
-    if not 0 <= low <= high:
-        raise ValueError(f"horizon: expected 0 <= low <= high, got ({low}, {high})")
-    if sliding_window is not None and sliding_window < 1:
-        raise ValueError(f"sliding_window: expected at least 1 token, or None, got {sliding_window}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap: expected more than 0, or None, got {softcap}")
+    _check_whole("window", window, 1)
+    _check_whole("horizon's low", low, 0)
+    _check_whole("horizon's high", high, low)
+    if sliding_window is not None:
+        _check_whole("sliding_window", sliding_window, 1)
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap: expected a finite number above 0, or None, got {softcap}")
     if rows not in ("token", "predictor"):
         raise ValueError(f"rows: expected 'token' or 'predictor', got {rows!r}")
-    if block is not None and block < 1:
-        raise ValueError(f"block: expected at least 1 row, or None, got {block}")
+    if block is not None:
+        _check_whole("block", block, 1)
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        raise ValueError(f"{name}: expected a whole number from {least} to {LARGEST:,}, got {value}")
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ torch is slow or missing.
 
 import inspect
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 from rlattn.credit.diagnostics import diagnose
@@ -122,18 +123,49 @@ def compute_credit(rule: CreditRule, signals: Signals, step: int = 0) -> Credit:
     """The rule's credit, checked. The way to call any rule, a user's own included: one that fails cannot end a run.
 
     A rule that raises, or gives no weights of the mask's shape, leaves GRPO's equal credit; every rollout of the batch
-    counts in `credit/nonfinite_rows`, and the first failure is logged.
+    counts in `credit/nonfinite_rows`, and each failure is logged once. The rule gets copies of the signals: what it
+    writes into them reaches nothing else.
+
+    Raises:
+        ValueError: the signals hold no token, or their shapes or types do not belong together.
     """
+    import torch  # here, so that checking a recipe does not import it
+
+    check_signals(signals)
     try:
-        credit = rule(signals, step=step) if "step" in inspect.signature(rule).parameters else rule(signals)
+        with torch.no_grad():  # which also puts back what a rule does to the gradients' switch
+            own = _copied(signals)
+            credit = rule(own, step=step) if "step" in inspect.signature(rule).parameters else rule(own)
         return check_weights(credit, signals)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        logger.warning("credit rule %s failed, its weights are 1: %s", type(rule).__name__, describe(error))
+        _warn_once(type(rule).__name__, describe(error))
         ones_BN = signals.mask_BN.float().new_ones(signals.mask_BN.shape)
         failed = ones_BN.new_tensor(float(len(ones_BN)))
         return Credit(weights_BN=ones_BN, metrics={**diagnose(ones_BN, signals), COUNTER: failed})
+
+
+@lru_cache(maxsize=1000)
+def _warn_once(rule: str, problem: str) -> None:
+    logger.warning("credit rule %s failed, its weights are 1: %s", rule, problem)
+
+
+def _copied(signals: Signals) -> Signals:
+    values = {field.name: getattr(signals, field.name) for field in fields(signals)}
+    return replace(signals, **{name: value.clone() for name, value in values.items() if hasattr(value, "clone")})
+
+
+def check_signals(signals: Signals) -> None:
+    """Raises ValueError unless there is a token, and WAAD, FAI and entropy have the bool mask's shape."""
+    shape = tuple(signals.mask_BN.shape)
+    if len(shape) != 2 or 0 in shape or "bool" not in str(signals.mask_BN.dtype):
+        raise ValueError(f"signals: expected a bool mask_BN of at least one token, found {shape}")
+    for name in ("waad_BN", "fai_BN", "entropy_BN"):
+        values_BN = getattr(signals, name)
+        if values_BN is not None and (tuple(values_BN.shape) != shape or not values_BN.is_floating_point()):
+            found = f"{tuple(values_BN.shape)}, {values_BN.dtype}"
+            raise ValueError(f"signals: expected {name} as floats of the mask's shape {shape}, got {found}")
 
 
 def check_weights(credit: Credit, signals: Signals) -> Credit:

@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rlattn.credit.base import Amplify, CreditRule, Ranked, check_choice
 from rlattn.credit.diagnostics import diagnose
@@ -73,8 +73,7 @@ class Shuffled(CoupledRhythm):
     (seed, step) and the batch's shape, and is the same on any device.
     """
 
-    of: str = "coupled_rhythm"
-    """local_chunk, global_anchor or coupled_rhythm."""
+    of: Literal["local_chunk", "global_anchor", "coupled_rhythm"] = "coupled_rhythm"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -10,6 +10,8 @@ from rlattn.credit.base import Ranked, attention_failed
 from rlattn.credit.selection import delta, largest_before, response_median, shift, top_fraction
 from rlattn.types import Credit, Signals
 
+LARGEST_LOOKBACK = 100  # tokens; each is a pass over the batch
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalChunk(Ranked):
@@ -60,8 +62,8 @@ class CoupledRhythm(Ranked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lookback < 1:
-            raise ValueError(f"lookback: expected at least 1, got {self.lookback}")
+        if not 1 <= self.lookback <= LARGEST_LOOKBACK:
+            raise ValueError(f"lookback: expected 1 to {LARGEST_LOOKBACK}, got {self.lookback}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha: expected 0 to 1, got {self.alpha}")
 

@@ -60,6 +60,12 @@ def texts_of(prompt: str | None, response: str | None, data: Path | None) -> lis
             "Give --prompt TEXT (and --response TEXT, else the model writes one), or --data FILE with `prompt` and "
             "`response` on every line.",
         )
+    for option, given in (("--prompt", prompt), ("--response", response or "")):
+        try:
+            given.encode()
+        except UnicodeEncodeError:
+            fix = "Write it in a UTF-8 file, and give that with --data."
+            raise UserError(option, "is not UTF-8 text.", fix) from None
     if not prompt.strip():
         raise UserError("--prompt", "is empty.", "Give some text.")
     if response is not None and not response.strip():

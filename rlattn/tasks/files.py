@@ -141,7 +141,14 @@ def _json_lines(lines: Iterable[str], file: Path) -> Iterator[tuple[int, Any]]:
 
 def _parsed(text: str, file: Path, line: int) -> Any:
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        if "\\ud" in text.lower():  # half of a pair of escapes, which no tokenizer takes
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
+    except UnicodeEncodeError:
+        fix = "Write the character itself, or both halves."
+        where = str(file) if "\n" in text else f"{file}, line {line}"
+        raise UserError(where, "holds half of a surrogate pair (\\ud800 and the like).", fix) from None
     except (ValueError, RecursionError) as error:
         at = line + getattr(error, "lineno", 1) - 1
         reason = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
