@@ -9,4 +9,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PY=python3
 if [ -x "$ROOT/.venv/bin/python" ]; then PY=$ROOT/.venv/bin/python; fi
 if [ -n "${VIRTUAL_ENV:-}" ]; then PY=$VIRTUAL_ENV/bin/python; fi
+"$PY" -c "import torch" 2>/dev/null || {
+  echo "gpu_smoke: $PY has no torch. Install rlattn first (. launch/install.sh), or set VIRTUAL_ENV to where torch is." >&2
+  exit 2
+}
 PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} exec "$PY" -m rlattn.gpu_smoke "$@"

@@ -177,7 +177,9 @@ def inspect(
         str | None, typer.Option(help="Layers to read, from 0: 12,15,18. Else five of the middle third.")
     ] = None,
     window: Annotated[int, typer.Option(help="W of WAAD, in tokens.")] = 10,
-    horizon: Annotated[tuple[int, int], typer.Option(help="How much later FAI looks, in tokens.")] = (10, 100),
+    horizon: Annotated[
+        tuple[int, int], typer.Option(help="How much later FAI looks, in tokens: --horizon 10 100.", metavar="LOW HIGH")
+    ] = (10, 100),
     chat: Annotated[
         bool | None,
         typer.Option(
@@ -186,7 +188,11 @@ def inspect(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of a response that the model writes.")] = 256,
 ) -> None:
-    """Show the rhythm of a text: what a model's attention says about its tokens."""
+    """Show the rhythm of a text: what a model's attention says about its tokens.
+
+    Local heads look back least, global ones most; receiver heads spread what they look at least evenly (the highest
+    kurtosis, arXiv 2506.19143).
+    """
     from rlattn.hub import go_offline_if_unreachable
     from rlattn.inspection.inputs import attention_options, check_model_path, make_folder, texts_of
     from rlattn.paths import expanded

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlattn.reward_glue import means
+from rlattn.types import Credit
 
 
 class CreditMetrics(TrainerCallback):
@@ -19,6 +20,11 @@ class CreditMetrics(TrainerCallback):
     def __init__(self, log: Callable[[str, float], None]):
         self.log = log
         self.batches: list[dict[str, Tensor]] = []
+
+    def add(self, credit: Credit, strength: float) -> None:
+        """A batch's numbers, and how far the schedule lets its weights count."""
+        filled = credit.weights_BN.new_full((), strength)  # new_tensor would wait for the GPU
+        self.batches.append({**credit.metrics, "credit/strength": filled})
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.batches.clear()  # of a step that an error broke off

@@ -31,7 +31,7 @@ def did_you_mean(name: object, valid: Iterable[str]) -> str:
     near = get_close_matches(str(name), valid, n=1, cutoff=0.6)
     if near:
         return f"Did you mean '{near[0]}'?"
-    return f"Valid: {', '.join(valid)}." if len(valid) <= 30 else ""
+    return f"Valid: {', '.join(valid)}." if 0 < len(valid) <= 30 else ""
 
 
 class HubUnreachable(UserError):

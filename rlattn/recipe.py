@@ -83,7 +83,7 @@ class Plugin(BaseModel):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.kind and self.python:
-            raise ValueError("give `kind` or `python`, not both")
+            raise ValueError("give `kind` or `python`, not both (an override of one sets the other to null)")
         return self
 
 

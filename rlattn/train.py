@@ -24,6 +24,7 @@ from rlattn.prompts import render_text
 from rlattn.ranks import is_main, say, world_size
 from rlattn.recipe import Recipe
 from rlattn.report import write_report
+from rlattn.report.alarms import find_alarms
 from rlattn.resume import GOES_ON
 from rlattn.rules import number
 from rlattn.setup import make_trainer, prepare, template_kwargs
@@ -191,6 +192,8 @@ def dry_run(recipe: Recipe) -> None:
     say(f"\nreward {log['reward']:.3f}, completions of {log['completions/mean_length']:.0f} tokens, {seconds:.1f} s.")
     apart = "evaluation and the supervised control" if recipe.policy.supervised_control else "evaluation"
     say(f"{steps} steps would take about {duration(seconds * steps)}, {apart} apart (the first step is the slowest).")
+    for alarm in find_alarms(trainer.state.log_history):
+        say(f"warning: {alarm}")
     say("Next: the same command without --dry-run.")
 
 

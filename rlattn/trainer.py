@@ -265,9 +265,9 @@ class AttentionGRPOTrainer(GRPOTrainer):
         signals = captured.signals(share=self.attention.share, heads=self._heads, entropy_BN=entropy_BN)
         draw = self._step * self.accelerator.num_processes + self.accelerator.process_index
         credit = compute_credit(self.credit, signals, step=draw)
-        self._credit_metrics.batches.append(credit.metrics)
         options = self.credit_options
         strength = schedule(self.state.global_step, max(1, self.state.max_steps), options.warmup, options.decay)
+        self._credit_metrics.add(credit, strength)
         weights_BT = scheduled_weights(credit.weights_BN[:, -completion_length:], strength)
         if self.token_log:
             self.token_log.read_signals(signals, weights_BT)

@@ -66,7 +66,7 @@ def test_a_users_rule_is_checked_and_gets_the_diagnostics():
     mask = [[0, 1, 1], [1, 1, 1], [1, 1, 1]]
     credit = compute_credit(Own(), signals([[1.0] * 3] * 3, [[1.0] * 3] * 3, mask), step=3)
     assert credit.weights_BN.tolist() == [[1, 2, 3], [1, 1, 1], [1, 1, 1]]  # NaN in the prompt does no harm
-    assert credit.metrics["credit/nonfinite_rows"] == 2
+    assert credit.metrics["credit/refused_rows"] == 2 and credit.metrics["credit/nonfinite_rows"] == 0
     assert credit.metrics["credit/mine"] == 7
     assert credit.metrics["credit/mean"] == pytest.approx(11 / 8)
 

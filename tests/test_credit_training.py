@@ -109,12 +109,16 @@ def test_sign_and_schedule_change_the_run(policy, tmp_path):  # noqa: F811
         chosen = credited(
             "coupled_rhythm", attention=AttentionOptions(horizon=(2, 8)), credit_options=CreditOptions(**options)
         )
-        state = trained(chosen, policy, tmp_path / str(options)).model.state_dict()
+        trainer = trained(chosen, policy, tmp_path / str(options))
+        strengths.append(trainer.state.log_history[0]["credit/strength"])
+        state = trainer.model.state_dict()
         return torch.cat([value.flatten() for value in state.values()])
 
+    strengths = []
     finals = [final(), final(sign="positive"), final(sign="negative"), final(warmup=1.0)]
     for index, one in enumerate(finals):
         assert not any(torch.equal(one, other) for other in finals[index + 1 :])
+    assert strengths == [1, 1, 1, 0]
 
 
 def test_sequence_level_ratios_are_refused(policy, tmp_path):  # noqa: F811
@@ -142,7 +146,7 @@ def test_weights_that_are_not_finite_leave_grpo_and_are_counted(policy, tmp_path
 
     ours = trained(Trainer, policy, tmp_path / "a")
     plain = trained(GRPOTrainer, policy, tmp_path / "b")
-    assert ours.state.log_history[0]["credit/nonfinite_rows"] == 8
+    assert ours.state.log_history[0]["credit/refused_rows"] == 8
     assert all(torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), ours.model.state_dict().values()))
 
 
@@ -226,7 +230,7 @@ def test_a_failing_rule_leaves_equal_credit_and_is_counted(rule):
     signals = Signals(waad_BN=torch.rand(3, 5), fai_BN=torch.rand(3, 5), mask_BN=mask_BN)
     credit = compute_credit(rule(), signals)
     assert torch.equal(credit.weights_BN, torch.ones(3, 5))
-    assert credit.metrics["credit/nonfinite_rows"] == 3
+    assert credit.metrics["credit/refused_rows"] == 3
 
 
 def test_a_rule_that_fails_in_a_run_leaves_grpo(policy, tmp_path):  # noqa: F811
@@ -235,7 +239,7 @@ def test_a_rule_that_fails_in_a_run_leaves_grpo(policy, tmp_path):  # noqa: F811
             super().__init__(*args, **kwargs, credit=Raises())
 
     ours, plain = trained(Trainer, policy, tmp_path / "a"), trained(GRPOTrainer, policy, tmp_path / "b")
-    assert ours.state.log_history[0]["credit/nonfinite_rows"] == 8
+    assert ours.state.log_history[0]["credit/refused_rows"] == 8
     assert all(torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), ours.model.state_dict().values()))
 
 

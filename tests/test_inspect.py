@@ -137,6 +137,14 @@ def test_rows_of_a_file_with_messages_and_completions(models, tmp_path, capsys):
     assert "Next: " in shown
 
 
+def test_a_prompt_that_holds_the_template_already_is_told(models, tmp_path, capsys):
+    text = ("--prompt", f"<end> {PROMPT}", "--response", RESPONSE)
+    inspect(tmp_path, "--model", models / "chat", *text)
+    assert "warning: --prompt: the prompt already holds <end>; with --plain" in capsys.readouterr().out
+    inspect(tmp_path, "--model", models / "chat", "--plain", *text)
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_plain_prompts_skip_the_chat_template(models, tmp_path):
     report = inspect(
         tmp_path, "--model", models / "chat", "--plain", "--prompt", PROMPT, "--response", "4", "--horizon", "1", "5"

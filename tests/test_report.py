@@ -271,6 +271,7 @@ def rows(key, early, late):
         ("rewards/format/mean", 0.9, 0.4, "format"), ("reward", 0.9, 0.4, "reward"),
         ("credit/effective_tokens", 0.9, 0.3, "weight concentration"),
         ("credit/share_undefined", 0.1, 0.8, "undefined signals"), ("credit/nonfinite_rows", 0, 2, "nonfinite signals"),
+        ("credit/refused_rows", 0, 2, "refused weights"),
         ("completions/duplicates", 0.1, 0.99, "duplicate completions"),
         ("rewards/mine/failed", 0, 1, "rewards/mine/failed"),
         ("self_monitor/alarm", 0, 1, "safe share"),

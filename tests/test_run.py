@@ -227,12 +227,18 @@ def test_a_mistake_under_torchrun_is_said_once(tmp_path):
     assert result.stderr.count("rlattn: trainer.num_generations") == 1
 
 
-def test_dry_run_shows_the_prompt_and_leaves_nothing(tmp_path):
-    result = rlattn("train", "quickstart", *SMALL, "--dry-run", cwd=tmp_path)
+def test_dry_run_shows_the_prompt_and_what_is_wrong_and_leaves_nothing(tmp_path):
+    body = (
+        "class Negative:\n    def __call__(self, signals):\n        return Credit(weights_BN=signals.mask_BN * -1.0)\n"
+    )
+    (tmp_path / "my_rules.py").write_text(f"from rlattn.types import Credit\n\n\n{body}")
+    rule = "credit={python: 'my_rules:Negative'}"
+    result = rlattn("train", "quickstart", *SMALL, rule, "--dry-run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert re.search(r"warning: In \d+ rollouts the credit rule failed, or gave negative", result.stdout)
     assert "<|assistant|>" in result.stdout
     assert re.search(r"3 steps would take about \d", result.stdout)
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"my_rules.py", "__pycache__"}
 
 
 def test_lora_trains_and_exports_merged(finished, tmp_path):

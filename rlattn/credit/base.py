@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Normalize = Literal["none", "mean_one"]
-COUNTER = "credit/nonfinite_rows"
+REFUSED = "credit/refused_rows"
 LARGEST_AMPLIFICATION = 100.0
 LARGEST_WEIGHT = 1e4
 
@@ -123,7 +123,7 @@ def compute_credit(rule: CreditRule, signals: Signals, step: int = 0) -> Credit:
     """The rule's credit, checked. The way to call any rule, a user's own included: one that fails cannot end a run.
 
     A rule that raises, or gives no weights of the mask's shape, leaves GRPO's equal credit; every rollout of the batch
-    counts in `credit/nonfinite_rows`, and each failure is logged once. The rule gets copies of the signals: what it
+    counts in `credit/refused_rows`, and each failure is logged once. The rule gets copies of the signals: what it
     writes into them reaches nothing else.
 
     Raises:
@@ -143,7 +143,7 @@ def compute_credit(rule: CreditRule, signals: Signals, step: int = 0) -> Credit:
         _warn_once(type(rule).__name__, describe(error))
         ones_BN = signals.mask_BN.float().new_ones(signals.mask_BN.shape)
         failed = ones_BN.new_tensor(float(len(ones_BN)))
-        return Credit(weights_BN=ones_BN, metrics={**diagnose(ones_BN, signals), COUNTER: failed})
+        return Credit(weights_BN=ones_BN, metrics={**diagnose(ones_BN, signals), REFUSED: failed})
 
 
 @lru_cache(maxsize=1000)
@@ -172,7 +172,7 @@ def check_weights(credit: Credit, signals: Signals) -> Credit:
     """A user's rule cannot spoil a run: a row with a negative or non-finite weight gets 1 everywhere.
 
     So does a row with a weight above LARGEST_WEIGHT, which would overflow the loss. Such rows count in
-    `credit/nonfinite_rows`. A rule without diagnostics gets the usual ones; of its own metrics the scalars are kept.
+    `credit/refused_rows`. A rule without diagnostics gets the usual ones; of its own metrics the scalars are kept.
     Weights come out float32, detached, and 1 outside the response whatever the rule wrote there.
 
     Raises:
@@ -189,8 +189,9 @@ def check_weights(credit: Credit, signals: Signals) -> Credit:
         name if name.startswith("credit/") else f"credit/{name}": _scalar(value, weights_BN)
         for name, value in credit.metrics.items()
     }
-    metrics = {**({} if COUNTER in own else diagnose(weights_BN, signals)), **own}
-    return Credit(weights_BN=weights_BN, metrics={**metrics, COUNTER: metrics[COUNTER] + invalid_B.sum()})
+    diagnosed = "credit/nonfinite_rows" in own
+    metrics = {**({} if diagnosed else diagnose(weights_BN, signals)), **own, REFUSED: invalid_B.sum().float()}
+    return Credit(weights_BN=weights_BN, metrics=metrics)
 
 
 def _scalar(value: "Tensor | float", like: "Tensor") -> "Tensor":

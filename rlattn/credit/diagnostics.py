@@ -19,10 +19,13 @@ anchors, no attention captured): leave it out of averages. The ranges in bracket
 - `credit/waad_entropy_coupling`: mean entropy at WAAD peaks over mean entropy, only where entropy was captured [above
   1; the paper measures 0.361 / 0.239 = 1.52]. At 1 the rhythm is unrelated to uncertainty.
 - `credit/fai_waad_coupling`: share of FAI peaks at a WAAD peak or right after one [chance 0.36; the paper 0.525].
-- `credit/nonfinite_rows`: rollouts whose signals are not finite where they must be, or whose weights (of a user's
-  rule) are negative or not finite; they get weight 1 [0].
+- `credit/nonfinite_rows`: rollouts whose signals are not finite where they must be; they get weight 1 [0].
+- `credit/refused_rows`, added by `compute_credit`: rollouts whose weights (of a user's rule) are negative, not finite
+  or too large, or whose rule failed; they get weight 1 [0].
+- `credit/strength`, added by the trainer: how far the schedule lets the weights count, 0 to 1 [1].
 
-A peak is a token among the top fifth of its response (`selection.peaks`).
+All but the last are of the rule's own weights, before the schedule and before `sign`. A peak is a token among the top
+fifth of its response (`selection.peaks`).
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from rlattn.inspection.inputs import Text, check_architecture, load_config, load
 from rlattn.policy import load_model
 from rlattn.progress import progress
 from rlattn.prompts import chat_or_plain, render_ids
+from rlattn.ranks import say
 from rlattn.recipe import Policy
 from rlattn.types import AttentionOptions
 
@@ -77,6 +78,8 @@ def read_rhythms(
     text_config = config.get_text_config()
     context = getattr(text_config, "max_position_embeddings", None)
     style = _prompt_style(model_path, tokenizer, texts, chat)
+    if style.prompt_style == "chat":
+        _warn_of_rendered(tokenizer, texts)
     encoded = [_encode(tokenizer, text, style) for text in texts]
     for one in encoded:
         _check_ids(one, model_path, context, text_config.vocab_size)
@@ -100,6 +103,15 @@ def _prompt_style(
     if not has_template and messages:
         raise UserError(messages, f"holds chat messages, and {model_path} has no chat template.", "Use text prompts.")
     return Policy(path=model_path, prompt_style="chat" if (has_template if chat is None else chat) else "plain")
+
+
+def _warn_of_rendered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> None:
+    """A prompt as a run logs it (samples.jsonl) has been through the chat template."""
+    for text in texts:
+        marks = [mark for mark in tokenizer.all_special_tokens if isinstance(text.prompt, str) and mark in text.prompt]
+        if marks:
+            say(f"warning: {text.where}: the prompt already holds {marks[0]}; with --plain it is taken as it is.")
+            return
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: Text, style: Policy) -> Encoded:

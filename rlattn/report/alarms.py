@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 WINDOW = 10
-COUNTED = ("/failed", "/nonfinite_rows")
+COUNTED = ("/failed", "/nonfinite_rows", "/refused_rows")
 ACCURACY = "eval/accuracy"
 OUT_OF_FORMAT = ("self_monitor/malformed", "task/invalid", "task/malformed")
 
@@ -185,8 +185,13 @@ def _weights(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
         found.append(Alarm(name="undefined signals", found=text, advice=advice))
     bad = sum(values(rows, "credit/nonfinite_rows"))
     if bad:
-        text = f"{bad:.0f} rollouts had signals or weights that are not finite; they were trained with weight 1."
+        text = f"{bad:.0f} rollouts had signals that are not finite; they were trained with weight 1."
         found.append(Alarm(name="nonfinite signals", found=text, advice="Use bfloat16 or float32, not float16."))
+    refused = sum(values(rows, "credit/refused_rows"))
+    if refused:
+        text = f"In {refused:.0f} rollouts the credit rule failed, or gave negative, endless or huge weights."
+        advice = "They were trained with weight 1, as in plain GRPO: mend the rule."
+        found.append(Alarm(name="refused weights", found=text, advice=advice))
     return found
 
 
