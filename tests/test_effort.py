@@ -263,7 +263,7 @@ def test_a_row_without_a_sound_effort_is_said(effort):
         (["task.efforts=[0.5, 0.75]"], "expected 1.0 among them"),
         (["task.efforts=[1, 1]"], "at least two different"),
         (["task.efforts=[low, 1]"], r"task.efforts.0: expected a valid number.*'low'"),
-        (["rewards.adaptive_effort={gate: firm}"], r"rewards.adaptive_effort.gate: expected 'soft' or 'hard'"),
+        (["rewards.adaptive_effort={gate: firm}"], r"rewards.adaptive_effort.gate: expected one of soft, hard"),
         (["rewards.adaptive_effort={rate: 0}"], r"rewards.adaptive_effort.rate: expected more than 0"),
         (["task.checks=[3, 1]"], r"task.checks: expected \[fewest, most\]"),
     ],

@@ -209,7 +209,7 @@ def recipe(**monitor):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "lag"}, r"rewards.self_monitor.source: expected 'lagged', 'own' or 'external'"),
+        ({"source": "lag"}, r"rewards.self_monitor.source: expected one of lagged, own, external"),
         ({"source": "external"}, r"self_monitor.external: goes with `source: external`"),
         ({"external": {"url": "http://x"}}, r"self_monitor.external: goes with"),
         ({"source": "external", "external": {}}, r"external: expected either python or url"),
