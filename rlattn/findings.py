@@ -36,8 +36,8 @@ def _expected(
         near = get_close_matches(str(value), options, n=1)
         return f"expected one of {', '.join(options)}", f"Did you mean '{near[0]}'?" if near else ""
     if kind in SECTION_TYPES:
-        named = isinstance(value, str) and path[-1:] in [[section] for section in WITH_KIND]
-        return "expected a section of keys", f"Write {{kind: {short(value).strip(chr(39))}}}." if named else ""
+        named = isinstance(value, str) and path[-1] in WITH_KIND
+        return "expected a section of keys", f"Write {{kind: {value:.60}}}." if named else ""
     if kind == "string_pattern_mismatch":
         return f"expected {'module:Class' if path[-1] == 'python' else 'letters, digits, _, - and .'}", ""
     if kind == "string_type" and isinstance(value, int | float):

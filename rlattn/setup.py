@@ -211,8 +211,7 @@ def check_generation(recipe: Recipe) -> None:
 
 def check_backend(recipe: Recipe) -> None:
     """The fused kernels are for CUDA."""
-    gpu = torch.cuda.is_available() and not recipe.trainer.get("use_cpu")
-    if recipe.credit and recipe.attention.backend == "triton" and not gpu:
+    if recipe.credit and recipe.attention.backend == "triton" and not torch.cuda.is_available():
         raise UserError("attention.backend", "triton needs a CUDA GPU.", "Use torch.")
 
 

@@ -254,7 +254,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
     def _weights(self, captured: Capture, entropy_BT: Tensor | None, completion_length: int) -> Tensor:
         """weights_BT of the captured rollouts; what the rule did goes to the metrics."""
         assert self.credit is not None
-        mask_BN = captured.response_mask_BN.bool()
+        mask_BN = captured.response_mask_BN
         entropy_BN = None
         if entropy_BT is not None:
             entropy_BN = torch.full(mask_BN.shape, torch.nan, device=mask_BN.device)

@@ -33,8 +33,8 @@ class Capture:
     """What a forward pass under `capture` leaves behind; `signals()` once it is over."""
 
     layers: tuple[int, ...]
-    attention_mask_BN: Tensor
     response_mask_BN: Tensor
+    """Bool: response tokens that are no padding."""
     parts: dict[int, list[AttentionMetrics]] = field(default_factory=dict)
 
     def metrics(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +72,7 @@ class Capture:
         return Signals(
             waad_BN=average_over(waad_BLHN, local_BLH),
             fai_BN=average_over(fai_BLHN, global_BLH),
-            mask_BN=self.response_mask_BN.bool() & self.attention_mask_BN.bool(),
+            mask_BN=self.response_mask_BN,
             entropy_BN=entropy_BN,
             span_BLH=span_BLH,
             local_heads=local_BLH,
@@ -111,7 +111,8 @@ def capture(
         raise ValueError(f"attention.layers: the model has layers 0 to {len(layers) - 1}, got {list(chosen)}")
     modules = {id(m): i for i, layer in enumerate(layers) for m in layer.modules() if hasattr(m, "layer_idx")}
     key = decoder.config._attn_implementation
-    result = Capture(layers=chosen, attention_mask_BN=attention_mask_BN, response_mask_BN=response_mask_BN)
+    response_mask_BN = response_mask_BN.bool() & attention_mask_BN.bool()
+    result = Capture(layers=chosen, response_mask_BN=response_mask_BN)
     original = ALL_ATTENTION_FUNCTIONS.get(key)
 
     @cache
@@ -189,7 +190,7 @@ def rhythm_signals(
     if entropy:
         if not hasattr(output, "logits"):
             raise ValueError(f"entropy: {type(model).__name__} has no head that gives logits")
-        entropy_BN = token_entropy(output.logits, response_mask * attention_mask)
+        entropy_BN = token_entropy(output.logits, captured.response_mask_BN)
     heads = None if options.scope == "sequence" else batch_heads(captured.metrics()[0], options.share)
     return captured.signals(share=options.share, heads=heads, entropy_BN=entropy_BN)
 

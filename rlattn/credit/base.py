@@ -158,8 +158,10 @@ def _copied(signals: Signals) -> Signals:
 
 def check_signals(signals: Signals) -> None:
     """Raises ValueError unless there is a token, and WAAD, FAI and entropy have the bool mask's shape."""
+    import torch
+
     shape = tuple(signals.mask_BN.shape)
-    if len(shape) != 2 or 0 in shape or "bool" not in str(signals.mask_BN.dtype):
+    if len(shape) != 2 or 0 in shape or signals.mask_BN.dtype != torch.bool:
         raise ValueError(f"signals: expected a bool mask_BN of at least one token, found {shape}")
     for name in ("waad_BN", "fai_BN", "entropy_BN"):
         values_BN = getattr(signals, name)
