@@ -118,10 +118,8 @@ def attention_metrics(
             )
             scores_BHQS = scores_flat[: B * H * Q * S].view(B, H, Q, S)
             score = partial(_score, scores_BHQS, query_ZRD, key_ZND[:, first:end], softcap)
-            p_BHQS, mass_BHQ, keep_BHQ = _softmax(score, hide, sinks, rows_B1Q)
-
             # Distances from the block's last row, so that near keys keep their digits far into a text.
-            distance_BHQ = torch.mv(p_BHQS.view(-1, S), (end - 1 - s_S).to(dtype)).view(B, H, Q)
+            p_BHQS, mass_BHQ, distance_BHQ, keep_BHQ = _softmax(score, hide, (end - 1 - s_S).to(dtype), sinks, rows_B1Q)
             away_BHQ = keep_BHQ * (distance_BHQ - mass_BHQ * (end - 1 - t_Q1[:, 0]))
             span_BH += away_BHQ.masked_fill(~rows_B1Q, 0).sum(-1)  # not times 0: what is no row may be NaN
 
@@ -162,9 +160,14 @@ def _score(scores_BHQS: Tensor, query_ZRD: Tensor, key_ZSD: Tensor, softcap: flo
 
 
 def _softmax(
-    score: Callable[[], Tensor], hide: Callable[[Tensor, float], Tensor], sinks: Tensor | None, rows_B1Q: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """p_BHQS, its sum over the keys, and the factor that makes p a softmax (beside the sink): 0 where there is no row.
+    score: Callable[[], Tensor],
+    hide: Callable[[Tensor, float], Tensor],
+    distance_S: Tensor,
+    sinks: Tensor | None,
+    rows_B1Q: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """p_BHQS; its sums over the keys, plain and times their distances; and the factor that makes p a softmax (beside
+    the sink): 0 where there is no row.
 
     p is the scores' buffer: half the memory, and it stays in cache. On a CPU it is the scores' exponentials as they
     are: the search for the largest score and the division take half the time of a softmax. Where that is not sound, or
@@ -173,20 +176,24 @@ def _softmax(
     scores_BHQS = score()
     if scores_BHQS.device.type == "cpu":
         p_BHQS = hide(scores_BHQS.exp_(), 0)  # hidden afterwards: the exponential of a huge number is slow
-        mass_BHQ = p_BHQS.sum(-1)
+        # One product reads p once; with p on the left it would take twice as long.
+        sums_2R = torch.stack([torch.ones_like(distance_S), distance_S]) @ p_BHQS.view(-1, len(distance_S)).t()
+        mass_BHQ, distance_BHQ = sums_2R.view(2, *p_BHQS.shape[:-1])
         all_BHQ = mass_BHQ if sinks is None else mass_BHQ + sinks.to(mass_BHQ).exp()[:, None]
         if ((all_BHQ > SOUND_MASS[0]) & (all_BHQ < SOUND_MASS[1]) | ~rows_B1Q).all():
-            return p_BHQS, mass_BHQ, (1 / all_BHQ).masked_fill(~rows_B1Q, 0)
+            return p_BHQS, mass_BHQ, distance_BHQ, (1 / all_BHQ).masked_fill(~rows_B1Q, 0)
         scores_BHQS = score()
     hide(scores_BHQS, torch.finfo(scores_BHQS.dtype).min)  # finite: a padded row that sees no key stays finite too
     keep_BHQ = rows_B1Q.to(scores_BHQS.dtype).expand(scores_BHQS.shape[:-1])
-    ones_BHQ = torch.ones_like(keep_BHQ)
     if sinks is None:
-        return torch.softmax(scores_BHQS, -1, out=scores_BHQS), ones_BHQ, keep_BHQ
-    top_BHQ = scores_BHQS.amax(-1)
-    p_BHQS = torch.softmax(scores_BHQS, -1, out=scores_BHQS)
-    lse_BHQ = top_BHQ - p_BHQS.amax(-1).log()  # no second pass of exponentials: the largest p is exp(top - lse)
-    return p_BHQS, ones_BHQ, keep_BHQ * torch.sigmoid(lse_BHQ - sinks.to(lse_BHQ)[:, None])
+        p_BHQS = torch.softmax(scores_BHQS, -1, out=scores_BHQS)
+    else:
+        top_BHQ = scores_BHQS.amax(-1)
+        p_BHQS = torch.softmax(scores_BHQS, -1, out=scores_BHQS)
+        lse_BHQ = top_BHQ - p_BHQS.amax(-1).log()  # no second pass of exponentials: the largest p is exp(top - lse)
+        keep_BHQ = keep_BHQ * torch.sigmoid(lse_BHQ - sinks.to(lse_BHQ)[:, None])
+    distance_BHQ = torch.mv(p_BHQS.view(-1, len(distance_S)), distance_S).view_as(keep_BHQ)
+    return p_BHQS, torch.ones_like(keep_BHQ), distance_BHQ, keep_BHQ
 
 
 def _hide(
