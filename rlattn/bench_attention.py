@@ -9,6 +9,7 @@ Imports no TRL.
 Legend: B = 1 text, N tokens, H heads.
 """
 
+import ctypes
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +34,7 @@ from rlattn.types import AttentionOptions
 
 WAYS = ("plain", "capture", "signals", "eager")
 CURVE = (512, 1024, 2048, 4096, 8192, 16384)
+M_MMAP_THRESHOLD = -3  # malloc.h
 PEAK_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312}  # dense bfloat16, from NVIDIA's data sheets
 
 
@@ -230,7 +232,13 @@ def _peak_of(way: str, sizes: Sizes) -> int | None:
 
 
 def _resident_peak(way: str, sizes: Sizes) -> int | None:
-    """Of this process after one forward; None where the system does not say (other than Linux)."""
+    """Of this process after one forward; None where the system does not say (other than Linux).
+
+    It is what the forward holds, as on CUDA: every tensor of a megabyte comes from the system and goes back. Left to
+    itself, glibc keeps what was freed, in holes that the next tensor may not fit: a tenth more or less, by chance.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_THRESHOLD, 2**20)
     _forward(way, sizes, _model(sizes, "eager" if way == "eager" else "sdpa"), sizes.tokens)
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
