@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import REPO
 
+from rlattn.gpu_smoke import __main__ as command
 from rlattn.gpu_smoke.shared import Skipped, need
 
 
@@ -35,6 +36,20 @@ def test_a_whole_step_on_rollouts_that_the_policy_wrote(tmp_path):
     (row,) = json.loads((tmp_path / "gpu_smoke.json").read_text())["parts"]
     assert (result.returncode, row["status"]) == (0, "ok"), row
     assert row["figures"].keys() == {"step", "generation", "metrics"} and "target <= 1%" in row["detail"]
+
+
+def test_a_run_that_is_cut_short_keeps_the_parts_it_finished(tmp_path, monkeypatch):
+    def run(name, scale):
+        if name == "train":
+            raise KeyboardInterrupt
+        return {"status": "ok", "detail": "", "seconds": 1.0}
+
+    monkeypatch.setattr(command, "_run", run)
+    out = tmp_path / "gpu_smoke.json"
+    monkeypatch.setattr(sys, "argv", ["gpu_smoke", "--device=cpu", f"--out={out}", "capture", "bench", "train"])
+    with pytest.raises(KeyboardInterrupt):
+        command.main()
+    assert [row["part"] for row in json.loads(out.read_text())["parts"]] == ["capture", "bench"]
 
 
 def test_a_missing_package_is_a_reason_to_skip(monkeypatch):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import import_module
@@ -55,28 +56,28 @@ def main() -> int:
     if machine is None:
         print("gpu_smoke: no GPU that torch can use; --device cpu --small runs what a CPU can.", file=sys.stderr)
         return 2
-    rows = _rows(given.parts or [*PARTS], scale)
-    given.out.write_text(json.dumps({"machine": machine, **asdict(scale), "parts": rows}, indent=1) + "\n", "utf-8")
+    rows: list[dict[str, Any]] = []
+    for row in _rows(given.parts or [*PARTS], scale):
+        rows.append(row)  # written part by part: a run that is cut short keeps what it found
+        given.out.write_text(json.dumps({"machine": machine, **asdict(scale), "parts": rows}, indent=1) + "\n", "utf-8")
     _print(rows, machine)
     print(f"Every figure: {given.out}")
     return int(any(row["status"] == "failed" for row in rows))
 
 
-def _rows(names: list[str], scale: Scale) -> list[dict[str, Any]]:
+def _rows(names: list[str], scale: Scale) -> Iterator[dict[str, Any]]:
     def row(name: str) -> dict[str, Any]:
         print(f"{name}: {PARTS[name][1]} ...", flush=True)
         found = _run(name, scale)
         print(f"{name}: {found['status']} after {found['seconds']} s. {found['detail']}", flush=True)
         return {"part": name, "what": PARTS[name][1], **found}
 
-    rows: dict[str, dict[str, Any]] = {}
     for together, workers in (
         ([n for n in names if n not in TIMED], len(PARTS)),
         ([n for n in names if n in TIMED], 1),
     ):
         with ThreadPoolExecutor(workers if scale.device == "cuda" else 1) as threads:
-            rows |= dict(zip(together, threads.map(row, together), strict=True))
-    return [rows[name] for name in names]
+            yield from threads.map(row, together)
 
 
 def _run(name: str, scale: Scale) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from math import isfinite
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, TrainerCallback
@@ -44,10 +45,7 @@ def long_step(scale: Scale) -> Outcome:
 
 
 def written_step(scale: Scale) -> Outcome:
-    """What the metrics of five layers take of a whole step: transformers writes 8 rollouts of 8192 tokens.
-
-    As in every part here, without what their layers share (masks, the stack of layers) and without the credit rule.
-    """
+    """What the metrics of five layers take of a whole step: transformers writes 8 rollouts of 8192 tokens."""
     step = _grpo(scale, tokens=8192, given=8192, given_steps=1, steps=2, **IN_FOUR)
     share = step["metrics"] / step["step"]
     said = f"{step['step']:.1f} s, generation {step['generation']:.1f} s, metrics {step['metrics'] * 1e3:.1f} ms"
@@ -87,8 +85,9 @@ def _grpo(
     scale: Scale, *, credit: bool = True, backend: str = "auto", implementation: str = "sdpa",
     tokens: int = TOKENS, given: int = 0, given_steps: int = STEPS, steps: int = STEPS, **options: Any,
 ) -> dict[str, float]:  # fmt: skip
-    """Seconds a step after the first: all of it, its metrics, its generation. Asserts that the steps were sound.
+    """Seconds a step after the first: all of it, its generation, its metrics. Asserts that the steps were sound.
 
+    metrics: from queries and keys to the signals that a rule reads, what layers share (masks, head sets) among it.
     tokens: of a rollout that the policy writes. given: of one drawn at random instead, in the first `given_steps`, its
     prompt a seventh as long.
     """
@@ -156,14 +155,15 @@ def _grpo(
             credit=CREDIT_RULES["coupled_rhythm"]() if credit else None,
             attention=AttentionOptions(backend=backend, horizon=(2, 100)),  # type: ignore[arg-type]
         )
-        original = capture.metrics_function
-        capture.metrics_function = lambda backend: clock.timing("metrics", original(backend))
         written = trainer._generate
         trainer._generate = clock.timing("generation", generate)  # type: ignore[method-assign]
-        try:
+        original = capture.metrics_function
+        with (
+            patch.object(capture, "metrics_function", lambda backend: clock.timing("metrics", original(backend))),
+            patch.object(capture, "row_masks", clock.timing("metrics", capture.row_masks)),
+            patch.object(capture.Capture, "signals", clock.timing("metrics", capture.Capture.signals)),
+        ):
             trainer.train()
-        finally:
-            capture.metrics_function = original
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]
     assert len(logs) == steps and all(isfinite(log["grad_norm"]) for log in logs), f"unsound steps: {logs}"
     assert (trainer.rollout_func is None) == (not given or given_steps < steps), "the wrong side wrote the rollouts"
