@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any
 from unittest.mock import patch
 
@@ -45,8 +45,8 @@ def long_step(scale: Scale) -> Outcome:
 
 
 def written_step(scale: Scale) -> Outcome:
-    """What the metrics of five layers take of a whole step: transformers writes 8 rollouts of 8192 tokens."""
-    step = _grpo(scale, tokens=8192, given=8192, given_steps=1, steps=2, **IN_FOUR)
+    """What the metrics of five layers take of a whole step on 8 texts of 8192 tokens: transformers writes the ends."""
+    step = _grpo(scale, prompt=7168, tokens=1024, steps=2, **IN_FOUR)
     share = step["metrics"] / step["step"]
     said = f"{step['step']:.1f} s, generation {step['generation']:.1f} s, metrics {step['metrics'] * 1e3:.1f} ms"
     met = scale.small or share <= SHARE_TARGET
@@ -83,13 +83,13 @@ def fsdp2(scale: Scale) -> Outcome:
 
 def _grpo(
     scale: Scale, *, credit: bool = True, backend: str = "auto", implementation: str = "sdpa",
-    tokens: int = TOKENS, given: int = 0, given_steps: int = STEPS, steps: int = STEPS, **options: Any,
+    prompt: int = 0, tokens: int = TOKENS, given: int = 0, steps: int = STEPS, **options: Any,
 ) -> dict[str, float]:  # fmt: skip
     """Seconds a step after the first: all of it, its generation, its metrics. Asserts that the steps were sound.
 
     metrics: from queries and keys to the signals that a rule reads, what layers share (masks, head sets) among it.
-    tokens: of a rollout that the policy writes. given: of one drawn at random instead, in the first `given_steps`, its
-    prompt a seventh as long.
+    prompt: tokens of a prompt, at least those of one sum. tokens: of a rollout that the policy writes. given: of one
+    drawn at random instead, its prompt a seventh as long.
     """
     need("trl", "datasets", "pydantic", "ruamel.yaml")
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -111,12 +111,11 @@ def _grpo(
         parts = {"prompt_ids": [row[: given // 7] for row in ids], "completion_ids": [row[given // 7 :] for row in ids]}
         return {**parts, "logprobs": None}
 
-    def generate(*arguments: Any) -> Any:
-        if trainer.state.global_step >= given_steps:
-            trainer.rollout_func = None
-        return written(*arguments)
+    def prompt_of(row: dict[str, Any]) -> list[dict[str, str]]:
+        often = ceil(prompt / len(tokenizer(row["prompt"])["input_ids"]))
+        return [{"role": "user", "content": " ".join([row["prompt"]] * max(1, often))}]
 
-    tokens, given = (min(count, scale.of(count, 16)) for count in (tokens, given))
+    prompt, tokens, given = (min(count, scale.of(count, 32)) for count in (prompt, tokens, given))
     draw = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     dtype = torch.bfloat16 if scale.device == "cuda" else torch.float32
@@ -129,7 +128,7 @@ def _grpo(
         tokenizer = AutoTokenizer.from_pretrained(
             tiny_policy(Arithmetic(), warm_start=WarmStart(steps=0), cache_dir=folder)
         )
-        prompts = [[{"role": "user", "content": row["prompt"]}] for row in Arithmetic(train_rows=64).rows("train")]
+        prompts = [prompt_of(row) for row in Arithmetic(train_rows=64).rows("train")]
         trainer = AttentionGRPOTrainer(
             model=model,
             reward_funcs=even_tokens,
@@ -155,8 +154,7 @@ def _grpo(
             credit=CREDIT_RULES["coupled_rhythm"]() if credit else None,
             attention=AttentionOptions(backend=backend, horizon=(2, 100)),  # type: ignore[arg-type]
         )
-        written = trainer._generate
-        trainer._generate = clock.timing("generation", generate)  # type: ignore[method-assign]
+        trainer._generate = clock.timing("generation", trainer._generate)  # type: ignore[method-assign]
         original = capture.metrics_function
         with (
             patch.object(capture, "metrics_function", lambda backend: clock.timing("metrics", original(backend))),
@@ -166,8 +164,8 @@ def _grpo(
             trainer.train()
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]
     assert len(logs) == steps and all(isfinite(log["grad_norm"]) for log in logs), f"unsound steps: {logs}"
-    assert (trainer.rollout_func is None) == (not given or given_steps < steps), "the wrong side wrote the rollouts"
     assert logs[-1]["completions/min_length"] == (given or tokens), f"shorter rollouts than asked for: {logs[-1]}"
+    assert logs[-1]["num_tokens"] >= steps * 8 * (prompt + tokens), f"shorter texts than asked for: {logs[-1]}"
     if credit:
         assert all(log["credit/nonfinite_rows"] == 0 for log in logs), "attention signals were not finite"
         assert max(log["credit/max"] for log in logs) > 1, "no token was amplified"
