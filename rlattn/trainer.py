@@ -187,11 +187,14 @@ class AttentionGRPOTrainer(GRPOTrainer):
         weights: list[Tensor] = []
         crediting = self.credit is not None and self._training
         self.rows_in_hand = [example.get("row") for example in inputs]
-        if crediting:
+        if crediting and self._policy_rereads():
             self._reading = weights.append
         try:
             out = super()._generate_and_score_completions(inputs)
+            if crediting and bool(weights) != ("old_per_token_logps" in out):
+                raise RuntimeError("this TRL runs the policy over fresh rollouts when rlattn does not expect it")
             if crediting and not weights and self._needs_whole_batch():
+                self._reading = weights.append
                 self._read_rollouts(out)
         finally:
             self._reading = None
@@ -228,7 +231,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> Any:
-        read, self._reading = self._reading, None  # the reference policy's pass, which follows, is not read
+        read, self._reading = self._reading, None  # a pass of the reference policy, which may follow, is not read
         forward = super()._get_per_token_logps_and_entropies
         if read is None:
             result = forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
@@ -296,6 +299,12 @@ class AttentionGRPOTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint:
             load_place(self, Path(checkpoint))
+
+    def _policy_rereads(self) -> bool:
+        """TRL's own condition for its old-log-prob pass; without that pass, the reference policy's may come first."""
+        window = self.args.steps_per_generation * self.num_iterations
+        corrected = self.use_vllm and self.vllm_importance_sampling_correction
+        return corrected or self.args.gradient_accumulation_steps % window != 0
 
     def _needs_whole_batch(self) -> bool:
         return self.attention.scope == "batch" or (self.attention.scope == "calibrated" and self._heads is None)
