@@ -302,9 +302,10 @@ class AttentionGRPOTrainer(GRPOTrainer):
 
     def _policy_rereads(self) -> bool:
         """TRL's own condition for its old-log-prob pass; without that pass, the reference policy's may come first."""
-        window = self.args.steps_per_generation * self.num_iterations
+        arguments: Any = self.args
+        window = arguments.steps_per_generation * self.num_iterations
         corrected = self.use_vllm and self.vllm_importance_sampling_correction
-        return corrected or self.args.gradient_accumulation_steps % window != 0
+        return corrected or arguments.gradient_accumulation_steps % window != 0
 
     def _needs_whole_batch(self) -> bool:
         return self.attention.scope == "batch" or (self.attention.scope == "calibrated" and self._heads is None)

@@ -131,7 +131,7 @@ class Credit:
 
 LONGEST = 10_000_000  # tokens
 LARGEST_WEIGHT = 1e6  # of a reward or what multiplies it: more would drown the others in float32
-ATTENTION_LAYERS = ("full_attention", "sliding_attention")  # transformers' names of the layers with queries and keys
+ATTENTION_LAYERS = ("full_attention", "sliding_attention", "hybrid")  # transformers' names, with queries and keys
 CHOICES = {
     "rows": ("token", "predictor"),
     "scope": ("sequence", "batch", "calibrated"),

@@ -4,9 +4,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.masking_utils import create_sliding_window_causal_mask
 
 from rlattn.attention import attention_metrics, rhythm_signals
-from rlattn.attention.capture import attention_layers, capture, text_decoder
+from rlattn.attention.capture import attention_layers, capture, text_decoder, window_of
 from rlattn.attention.row_masks import row_masks
 from rlattn.types import AttentionOptions
 
@@ -29,7 +30,16 @@ ARCHITECTURES = {
     "gpt_neox": {},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},  # learned positions, no rotary ones
     "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128},
-}
+    "phimoe": {"sliding_window": 6, "num_local_experts": 2},  # a window that the mask alone shows
+    "qwen2_moe": {
+        "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2, "num_experts": 2,
+        "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    },
+    "diffllama": {},  # attends twice a layer, with one query
+    "falcon_h1": {
+        "head_dim": 8, "mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8
+    },
+}  # fmt: skip
 WINDOW, HORIZON = 3, (2, 6)
 
 
@@ -90,7 +100,12 @@ def test_metrics_are_those_of_the_eager_maps(model_type, implementation):
     input_ids, attention_mask, response_mask = batch()
     with torch.no_grad():
         maps = eager(input_ids=input_ids, attention_mask=attention_mask, output_attentions=True).attentions
-    found = captured(model, range(4))
+    assert len(maps) == 4
+    equals_the_maps(captured(model, range(4)), maps, response_mask)
+
+
+def equals_the_maps(found, maps, response_mask):
+    """Of every chosen layer of every text; maps: those of these layers."""
     for layer, map_BHNN in enumerate(maps):
         for row in range(3):
             expected = dense(map_BHNN[row], response_mask[row])
@@ -99,6 +114,34 @@ def test_metrics_are_those_of_the_eager_maps(model_type, implementation):
                 assert torch.equal(actual.isnan(), reference.isnan())
                 error = (actual - reference).abs().nan_to_num(0).max()
                 assert error <= 1e-5 * max(1, reference.nan_to_num(0).abs().max()), f"layer {layer} row {row}: {error}"
+
+
+def test_predictor_rows_are_those_that_drew_the_tokens():
+    eager, (input_ids, attention_mask, response_mask) = build("llama", "eager"), batch()
+    of_rows = AttentionOptions(layers=(1, 2), window=WINDOW, horizon=HORIZON, rows="predictor")
+    with torch.no_grad(), capture(eager, attention_mask, response_mask, options=of_rows) as found:
+        maps = eager(input_ids=input_ids, attention_mask=attention_mask, output_attentions=True).attentions
+    every_waad_BLHN = torch.stack(
+        [torch.stack([dense(maps[layer][row], torch.ones(24))[1] for layer in (1, 2)]) for row in range(3)]
+    )
+    own_BN = response_mask.bool()
+    for row in range(3):
+        drew = own_BN[row].nonzero().flatten() - 1
+        waad_LHT = found.metrics()[1][row][..., own_BN[row]].double()
+        torch.testing.assert_close(waad_LHT, every_waad_BLHN[row][..., drew], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("window", [3, 6, 20, 100])
+def test_a_window_is_read_off_the_mask_of_any_implementation(implementation, window):
+    config = AutoConfig.for_model("mistral", **TINY, sliding_window=window, attn_implementation=implementation)
+    attention_mask = batch()[1]
+    mask = create_sliding_window_causal_mask(
+        config=config, inputs_embeds=torch.zeros(3, 24, 32), attention_mask=attention_mask, past_key_values=None,
+        position_ids=None,
+    )  # fmt: skip
+    assert window_of(mask, attention_mask.bool()) == (window if window < 24 else None)
+    assert window_of(None, attention_mask.bool()) is None
 
 
 def test_masks_are_worked_out_once_a_forward_for_all_layers(monkeypatch):
@@ -114,18 +157,52 @@ def test_masks_are_worked_out_once_a_forward_for_all_layers(monkeypatch):
         torch.testing.assert_close(metric, expected, equal_nan=True)
 
 
-def test_a_hybrid_refuses_its_linear_layers_by_number_and_reads_the_others():
+def hybrid(implementation):
     pattern = ["linear_attention", "full_attention"] * 2
-    model = build(
-        "qwen3_next", "sdpa", head_dim=8, layer_types=pattern, num_experts=0, linear_num_value_heads=2,
+    return build(
+        "qwen3_next", implementation, head_dim=8, layer_types=pattern, num_experts=0, linear_num_value_heads=2,
         linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, decoder_sparse_step=1,
         mlp_only_layers=[0, 1, 2, 3],
     )  # fmt: skip
+
+
+def test_a_hybrid_refuses_its_linear_layers_by_number_and_reads_the_others():
+    model, (input_ids, attention_mask, response_mask) = hybrid("sdpa"), batch()
     assert attention_layers(text_decoder(model)) == (1, 3)
-    assert captured(model, (1, 3))[0].shape == (3, 2, 4)
+    with torch.no_grad():
+        seen = hybrid("eager")(input_ids=input_ids, attention_mask=attention_mask, output_attentions=True).attentions
+    maps = [map_BHNN for map_BHNN in seen if map_BHNN is not None]
+    assert len(maps) == 2
+    equals_the_maps(captured(model, (1, 3)), maps, response_mask)
     with pytest.raises(ValueError, match="layer 0 has no queries and keys"):
         captured(model, (0, 1))
     assert set(rhythm_signals(model, *batch()).layers) <= {1, 3}
+
+
+def test_llama_4_is_read_where_it_attends_to_the_whole_text_and_its_chunked_layers_are_refused():
+    def llama4(implementation):
+        return build(
+            "llama4_text", implementation, head_dim=8, num_local_experts=2, attention_chunk_size=6,
+            intermediate_size_mlp=48, no_rope_layers=[1, 1, 1, 0],
+        )  # fmt: skip
+
+    input_ids, attention_mask, response_mask = batch()
+    with torch.no_grad():
+        maps = llama4("eager")(input_ids=input_ids, attention_mask=attention_mask, output_attentions=True).attentions
+    model = llama4("sdpa")
+    assert attention_layers(text_decoder(model)) == (3,)
+    equals_the_maps(captured(model, (3,)), maps[3:], response_mask)
+    with pytest.raises(ValueError, match="layer 2 has chunked_attention"):
+        captured(model, (2, 3))
+
+
+def test_a_position_bias_is_refused():
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model, query = build("llama", "sdpa"), torch.zeros(3, 4, 24, 8)
+    module, bias = model.model.layers[1].self_attn, torch.zeros(1, 4, 24, 24)
+    with capture(model, *batch()[1:], options=options((1,))), pytest.raises(ValueError, match="layer 1 has a position"):
+        ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, query, query, None, position_bias=bias)
 
 
 def test_nothing_stays_behind_after_the_context():
@@ -211,7 +288,7 @@ def test_masks_and_models_that_do_not_fit_are_refused():
         rhythm_signals(model.model, ids, attention_mask, response_mask, entropy=True)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "gpt_oss", "mistral"])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_bfloat16_metrics_are_those_of_float64_maps_of_the_same_queries_and_keys(model_type):
     model = build(model_type, "eager" if model_type in ("gemma2", "gpt_oss") else "sdpa", dtype=torch.bfloat16)
     kept = {}
@@ -269,11 +346,7 @@ def test_of_a_vision_language_model_only_the_text_tower_is_read():
     with torch.no_grad():
         maps = eager(input_ids=input_ids, attention_mask=attention_mask, output_attentions=True, **image).attentions
     assert len(maps) == 4
-    for layer, map_BHNN in enumerate(maps):
-        for row in range(3):
-            for metric, reference in zip(found.metrics(), dense(map_BHNN[row], response_mask[row])):
-                error = (metric[row, layer].double() - reference).abs().nan_to_num(0).max()
-                assert error <= 1e-5 * max(1, reference.nan_to_num(0).abs().max()), f"layer {layer} row {row}: {error}"
+    equals_the_maps(found.metrics(), maps, response_mask)
 
 
 def test_lora_adapters_are_read_through():

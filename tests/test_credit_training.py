@@ -28,6 +28,14 @@ MODES = {
 }
 
 
+DIAGNOSTICS = {
+    f"credit/{name}" for name in (
+        "mean", "max", "share_amplified", "gini", "effective_tokens", "share_undefined", "anchor_preplan_overlap",
+        "waad_entropy_coupling", "fai_waad_coupling", "strength", "nonfinite_rows", "refused_rows",
+    )
+}  # fmt: skip
+
+
 def credited(rule, **arguments):
     """A trainer class that counts its forwards and keeps the advantages its loss read."""
 
@@ -62,6 +70,7 @@ def test_every_rule_trains_logs_its_diagnostics_and_differs_from_grpo(policy, tm
     assert logs["credit/max"] == pytest.approx(1.75 if rule in ("coupled_rhythm", "shuffled") else 1.5)  # terms add
     assert 0.1 < logs["credit/share_amplified"] < 0.9
     assert logs["credit/nonfinite_rows"] == 0
+    assert logs.keys() >= DIAGNOSTICS
     changed = [
         not torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), ours.model.state_dict().values())
     ]
@@ -174,10 +183,12 @@ def test_calibrated_heads_are_kept_by_a_checkpoint(policy, tmp_path):  # noqa: F
 
 UNIFORM_ON_TWO_RANKS = """
 import sys, torch
+import rlattn.trainer
 import test_trl_contract as contract
 from pathlib import Path
 from rlattn import AttentionGRPOTrainer
 from rlattn.credit import CREDIT_RULES
+from rlattn.types import AttentionOptions
 from trl import GRPOTrainer
 
 class Uniform(AttentionGRPOTrainer):
@@ -192,12 +203,23 @@ states = plain.model.state_dict(), ours.model.state_dict()
 assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 assert ours.state.log_history[0]["credit/mean"] == 1
 assert any(log.get("grad_norm", 0) > 0 for log in ours.state.log_history)
+
+class WholeBatch(AttentionGRPOTrainer):
+    def __init__(self, *args, **kwargs):
+        attention = AttentionOptions(horizon=(2, 8), scope="batch")
+        super().__init__(*args, **kwargs, credit=CREDIT_RULES["coupled_rhythm"](), attention=attention)
+
+seen, batch_heads = [], rlattn.trainer.batch_heads
+rlattn.trainer.batch_heads = lambda span_BLH, share: seen.append(span_BLH) or batch_heads(span_BLH, share)
+contract.trained(WholeBatch, policy, Path(folder) / "whole", **{**options, "max_steps": 1})
+(span_BLH,) = seen
+assert len(span_BLH) == 12, "the heads of a batch are chosen by the rollouts of every rank"
 torch.distributed.destroy_process_group()
 print("equal")
 """
 
 
-def test_uniform_is_plain_trl_bit_for_bit_after_five_steps_on_two_ranks(policy, tmp_path):  # noqa: F811
+def test_two_ranks_train_as_plain_trl_for_five_steps_and_agree_on_a_batch_s_heads(policy, tmp_path):  # noqa: F811
     (tmp_path / "two.py").write_text(UNIFORM_ON_TWO_RANKS)
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
     result = subprocess.run(

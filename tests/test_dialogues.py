@@ -27,7 +27,7 @@ from rlattn.rewards import REWARDS
 from rlattn.tasks import Questions
 from rlattn.tiny import tiny_policy
 from rlattn.transcript import read_transcript, runs
-from rlattn.types import WarmStart
+from rlattn.types import Credit, WarmStart
 
 TASK = Questions(train_rows=16, eval_rows=6, turn_tokens=12, list_choices=False)
 SETTINGS = {
@@ -143,6 +143,21 @@ def test_every_turn_is_paid_for_its_own_gain(policy, tmp_path, credit):
     expected = 0.5 * by_hand(TASK, tokenizer, completions, masks, 0.2, length)
     assert expected.abs().max() > 0.2
     torch.testing.assert_close(out["advantages"], expected)
+
+
+def test_credit_reads_the_policy_s_own_tokens_alone(policy, tmp_path):
+    read = []
+
+    class Equal:
+        def __call__(self, signals):
+            read.append(signals.mask_BN)
+            return Credit(weights_BN=torch.ones_like(signals.waad_BN), metrics={})
+
+    trainer = trained(policy, tmp_path, {"flat": Flat()}, credit=Equal())
+    out = trainer.seen[0][3]
+    own_BT = (out["completion_mask"] * out["tool_mask"]).bool()
+    assert (own_BT.sum(dim=1) < out["completion_mask"].sum(dim=1)).any()
+    assert sorted(read[0][:, -own_BT.shape[1] :].tolist()) == sorted(own_BT.tolist())
 
 
 class Flat:

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -22,7 +24,7 @@ from rlattn.attention.heads import average_over, choose_layers, head_sets, layer
 from rlattn.attention.metrics import AttentionMetrics, attention_metrics
 from rlattn.attention.row_masks import RowMasks, row_masks
 from rlattn.errors import describe
-from rlattn.types import AttentionOptions, Signals
+from rlattn.types import ATTENTION_LAYERS, AttentionOptions, Signals
 
 logger = logging.getLogger(__name__)
 DEFAULTS = AttentionOptions()
@@ -110,33 +112,46 @@ def capture(
     if max(chosen) >= len(layers):
         raise ValueError(f"attention.layers: the model has layers 0 to {len(layers) - 1}, got {list(chosen)}")
     modules = {id(m): i for i, layer in enumerate(layers) for m in layer.modules() if hasattr(m, "layer_idx")}
-    key = decoder.config._attn_implementation
+    implementation = decoder.config._attn_implementation
+    types = layer_types(decoder.config)
     response_mask_BN = response_mask_BN.bool() & attention_mask_BN.bool()
     result = Capture(layers=chosen, response_mask_BN=response_mask_BN)
-    original = ALL_ATTENTION_FUNCTIONS.get(key)
+    original = ALL_ATTENTION_FUNCTIONS.get(implementation)
+
+    latest: dict[int, ref[Tensor]] = {}  # the query of each layer that was read last
 
     @cache
     def masks_of(start: int, stop: int, device: torch.device) -> RowMasks:
         part = slice(start, stop)
         return row_masks(attention_mask_BN[part], response_mask_BN[part], options.horizon, options.rows, device)
 
-    def attend(module: nn.Module, query: Tensor, keys: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         layer = modules.get(id(module))
-        if layer in chosen:
+        again = layer in latest and latest[layer]() is query  # DiffLlama's layers attend twice with one query
+        if layer in chosen and not again:
+            if types[layer] not in ATTENTION_LAYERS or kwargs.get("position_bias") is not None:
+                kind = types[layer] if types[layer] not in ATTENTION_LAYERS else "a position bias"
+                raise ValueError(f"layer {layer} has {kind}, which cannot be read; choose full-attention layers")
+            latest[layer] = ref(query)
             seen = result.parts.setdefault(layer, [])
             start = sum(part.span_BH.shape[0] for part in seen)
             stop = start + query.shape[0]
+            window = kwargs.get("sliding_window")
+            if window is None and getattr(decoder.config, "sliding_window", None):
+                window = window_of(attention_mask, attention_mask_BN[start:stop].bool())
             with torch.no_grad():
                 seen.append(
                     measure(
                         query.detach(),
-                        keys.detach(),
+                        key.detach(),
                         scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
                         attention_mask=attention_mask_BN[start:stop],
                         response_mask=response_mask_BN[start:stop],
                         window=options.window,
                         horizon=options.horizon,
-                        sliding_window=kwargs.get("sliding_window"),
+                        sliding_window=window,
                         softcap=kwargs.get("softcap"),
                         sinks=None if kwargs.get("s_aux") is None else kwargs["s_aux"].detach(),
                         rows=options.rows,
@@ -145,17 +160,17 @@ def capture(
                 )
             if stop_after_last and layer == max(chosen):
                 raise _Reached
-        return (original or _eager_of(module))(module, query, keys, *args, **kwargs)
+        return (original or _eager_of(module))(module, query, key, value, attention_mask, *args, **kwargs)
 
     # Under the same key: a name of our own would lose the mask that transformers makes for this one.
-    previous = ALL_ATTENTION_FUNCTIONS._local_mapping.get(key)
-    ALL_ATTENTION_FUNCTIONS[key] = attend
+    previous = ALL_ATTENTION_FUNCTIONS._local_mapping.get(implementation)
+    ALL_ATTENTION_FUNCTIONS[implementation] = attend
     try:
         yield result
     finally:
-        del ALL_ATTENTION_FUNCTIONS[key]
+        del ALL_ATTENTION_FUNCTIONS[implementation]
         if previous is not None:
-            ALL_ATTENTION_FUNCTIONS[key] = previous
+            ALL_ATTENTION_FUNCTIONS[implementation] = previous
 
 
 @torch.no_grad()
@@ -245,6 +260,8 @@ def text_decoder(model: nn.Module) -> Any:
     """The stack of decoder layers that makes text, whatever wraps it."""
     base: Any = getattr(model, "get_base_model", lambda: model)()
     decoder: Any = base.get_decoder() if hasattr(base, "get_decoder") else base
+    if decoder_layers(decoder) is None:  # Llama 4's decoder is a causal language model
+        decoder = getattr(decoder, "model", decoder)
     if decoder_layers(decoder) is None:
         raise ValueError(f"{type(base).__name__} has no stack of decoder layers to read attention from")
     return decoder
@@ -258,6 +275,26 @@ def decoder_layers(decoder: Any) -> Any:
 def attention_layers(decoder: Any) -> tuple[int, ...]:
     """The layers with queries and keys; a hybrid's linear-attention layers have none."""
     return usable_layers(layer_types(decoder.config))
+
+
+def window_of(mask: Any, real_BN: Tensor) -> int | None:
+    """The sliding window in a forward's own mask, for models (PhiMoE, Qwen2-MoE) whose layers do not pass theirs on.
+
+    Read off the row of each text's last token, which sees least far back.
+    """
+    texts, positions = (torch.arange(count, device=real_BN.device) for count in real_BN.shape)
+    last_B = (real_BN * positions).argmax(dim=-1)
+    if isinstance(mask, BlockMask):
+        visible_BN = mask.mask_mod(texts[:, None], torch.zeros_like(texts)[:, None], last_B[:, None], positions)
+    elif isinstance(mask, Tensor) and mask.ndim == 4:
+        row_BN = mask.expand(len(texts), -1, -1, -1)[texts, 0, last_B]
+        visible_BN = row_BN if row_BN.dtype == torch.bool else row_BN == 0
+    else:
+        return None
+    hidden_BN = real_BN & ~visible_BN
+    back_BN = (last_B[:, None] - positions).masked_fill(~hidden_BN | (positions > last_B[:, None]), len(positions))
+    nearest = int(back_BN.min())
+    return nearest if nearest < len(positions) else None
 
 
 class _Reached(Exception):

@@ -6,7 +6,7 @@ TRL is imported only where it is used.
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import ceil, isfinite
 from typing import Any
 from unittest.mock import patch
@@ -111,7 +111,7 @@ def _grpo(
         parts = {"prompt_ids": [row[: given // 7] for row in ids], "completion_ids": [row[given // 7 :] for row in ids]}
         return {**parts, "logprobs": None}
 
-    def prompt_of(row: dict[str, Any]) -> list[dict[str, str]]:
+    def prompt_of(row: Mapping[str, Any]) -> list[dict[str, str]]:
         often = ceil(prompt / len(tokenizer(row["prompt"])["input_ids"]))
         return [{"role": "user", "content": " ".join([row["prompt"]] * max(1, often))}]
 
