@@ -11,6 +11,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rlattn.reward_glue import means
 from rlattn.types import Credit
 
+COUNTS = (
+    "credit/nonfinite_rows",
+    "credit/refused_rows",
+)  # of all rollouts of a step, on every rank; the rest are means
+
 
 class CreditMetrics(TrainerCallback):
     """Keeps every batch's numbers as tensors until the step ends: to read one waits for the GPU, to gather it for every
@@ -35,6 +40,10 @@ class CreditMetrics(TrainerCallback):
         values = iter(torch.stack([value for batch in self.batches for value in batch.values()]).tolist())
         numbers = [{name: next(values) for name in batch} for batch in self.batches]
         self.batches.clear()
-        for of_ranks in zip(*gather_object([numbers]), strict=True):
+        batches = [*zip(*gather_object([numbers]), strict=True)]
+        for of_ranks in batches:
             for name, value in means(of_ranks).items():  # a rule that failed on one rank has other metrics there
-                self.log(name, value)
+                if name not in COUNTS:
+                    self.log(name, value)
+        for name in COUNTS:
+            self.log(name, sum(found.get(name, 0) for of_ranks in batches for found in of_ranks))

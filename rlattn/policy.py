@@ -77,9 +77,15 @@ def load_model(path: str, option: str) -> PreTrainedModel:
     one, in the dtype they are stored in. Raises UserError that names `option`.
     """
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", trust_remote_code=False, output_loading_info=True
+        )
+        model: PreTrainedModel = loaded[0]
     except Exception as error:
         raise UserError(option, f"{path} holds no loadable weights: {describe(error)[:200]}") from None
+    if missing := sorted(loaded[1]["missing_keys"]):  # transformers would go on with random ones
+        problem = f"{path} lacks {len(missing)} of its model's weights, first {missing[0]}."
+        raise UserError(option, problem, "Copy or save it anew.")
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 

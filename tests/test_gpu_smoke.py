@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -42,14 +43,27 @@ def test_a_run_that_is_cut_short_keeps_the_parts_it_finished(tmp_path, monkeypat
     def run(name, scale):
         if name == "train":
             raise KeyboardInterrupt
+        if name == "capture":  # the first of those side by side ends last
+            while not out.exists():
+                time.sleep(0.01)
         return {"status": "ok", "detail": "", "seconds": 1.0}
 
     monkeypatch.setattr(command, "_run", run)
     out = tmp_path / "gpu_smoke.json"
-    monkeypatch.setattr(sys, "argv", ["gpu_smoke", "--device=cpu", f"--out={out}", "capture", "bench", "train"])
+    monkeypatch.setattr(command, "_machine", lambda device: {"device": device})
+    parts = ["capture", "flex", "capture", "bench", "train"]
+    monkeypatch.setattr(sys, "argv", ["gpu_smoke", "--device=cuda", f"--out={out}", *parts])
     with pytest.raises(KeyboardInterrupt):
         command.main()
-    assert [row["part"] for row in json.loads(out.read_text())["parts"]] == ["capture", "bench"]
+    assert [row["part"] for row in json.loads(out.read_text())["parts"]] == ["capture", "flex", "bench"]
+
+
+@pytest.mark.parametrize("out", [".", "nowhere/gpu_smoke.json"])
+def test_where_it_cannot_write_it_says_so_before_anything_runs(tmp_path, monkeypatch, capsys, out):
+    monkeypatch.setattr(sys, "argv", ["gpu_smoke", "--device=cpu", f"--out={tmp_path / out}", "capture"])
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 2 and "--out" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_a_reason_to_skip(monkeypatch):

@@ -241,6 +241,16 @@ def broken(models, tmp_path_factory):
     weights = load_file(nan / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = math.nan
     save_file(weights, nan / "model.safetensors", metadata={"format": "pt"})
+    one = root / "inf"  # in one head: the others are finite
+    save_tokenizer(save_model(one))
+    weights = load_file(one / "model.safetensors")
+    weights["model.layers.1.self_attn.q_proj.weight"][0, 0] = math.inf
+    save_file(weights, one / "model.safetensors", metadata={"format": "pt"})
+    less = root / "less"
+    save_tokenizer(save_model(less))
+    weights = load_file(less / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, less / "model.safetensors", metadata={"format": "pt"})
     for name, model_type in {"encoder": "bert", "encoder-decoder": "t5", "mamba": "mamba", "vision": "vit"}.items():
         AutoConfig.for_model(model_type).save_pretrained(root / name)
         save_tokenizer(root / name)
@@ -325,6 +335,8 @@ MISTAKES = [
     ("{}/small-vocabulary", TEXT, ("--model", "knows 50 ids")),
     ("{}/no-weights", TEXT, ("--model", "no loadable weights")),
     ("{}/nan", TEXT, ("--model", "NaN or inf", "model.layers.1.mlp.up_proj.weight")),
+    ("{}/inf", TEXT, ("--model", "NaN or inf", "model.layers.1.self_attn.q_proj.weight")),
+    ("{}/less", TEXT, ("--model", "lacks 1 of its model's weights", "model.layers.1.mlp.up_proj.weight")),
     ("{}/nan", ("--prompt", "x", "--max-new-tokens", "3"), ("--model", "NaN or inf")),
 ]
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -48,6 +48,8 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if given.out.is_dir() or not os.access(given.out.parent, os.W_OK):
+        parser.error(f"--out: {given.out} cannot be written; name a file in a folder that can")
     scale = Scale(device=given.device, small=given.small)
     if given.result:
         given.result.write_text(json.dumps(_result(given.parts[0], scale)), encoding="utf-8")
@@ -57,8 +59,9 @@ def main() -> int:
         print("gpu_smoke: no GPU that torch can use; --device cpu --small runs what a CPU can.", file=sys.stderr)
         return 2
     rows: list[dict[str, Any]] = []
-    for row in _rows(given.parts or [*PARTS], scale):
-        rows.append(row)  # written part by part: a run that is cut short keeps what it found
+    names = [*dict.fromkeys(given.parts or PARTS)]
+    for row in _rows(names, scale):  # written as they end: a run that is cut short keeps what it found
+        rows = sorted([*rows, row], key=lambda found: names.index(found["part"]))
         given.out.write_text(json.dumps({"machine": machine, **asdict(scale), "parts": rows}, indent=1) + "\n", "utf-8")
     _print(rows, machine)
     print(f"Every figure: {given.out}")
@@ -77,7 +80,8 @@ def _rows(names: list[str], scale: Scale) -> Iterator[dict[str, Any]]:
         ([n for n in names if n in TIMED], 1),
     ):
         with ThreadPoolExecutor(workers if scale.device == "cuda" else 1) as threads:
-            yield from threads.map(row, together)
+            for done in as_completed([threads.submit(row, name) for name in together]):
+                yield done.result()
 
 
 def _run(name: str, scale: Scale) -> dict[str, Any]:

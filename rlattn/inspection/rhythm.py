@@ -165,7 +165,8 @@ def _read(model: PreTrainedModel, one: Encoded, options: AttentionOptions, model
     assert signals.span_BLH is not None and signals.local_heads is not None and signals.global_heads is not None
     receivers_1LH, kurtosis_1LH = receiver_heads(fai_1LHN, options.share)
     entropy_1N = token_entropy(logits_1NV, response_1N)
-    if not (signals.waad_BN.isfinite() & entropy_1N.isfinite())[response_1N.bool()].all():
+    finite_1N = signals.waad_BN.isfinite() & entropy_1N.isfinite()
+    if not finite_1N[response_1N.bool()].all() or not signals.span_BLH.isfinite().all():
         raise _not_finite(model, model_path, one.text.where)
     start = len(one.prompt_ids)
     return Rhythm(
