@@ -295,8 +295,8 @@ def bench_attention(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
 ) -> None:
     """WAAD and FAI against a plain forward and against eager attention maps, on CUDA where there is a GPU."""
-    if json_file and not json_file.absolute().parent.is_dir():
-        raise UserError("--json", f"{json_file} lies in no folder.", "Make the folder first.")
+    if json_file and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise UserError("--json", f"{json_file} cannot be written.", "Name a file in a folder that exists.")
     import json
 
     import torch

@@ -39,5 +39,6 @@ def test_maps_that_do_not_fit_are_not_made(capsys, monkeypatch):
 def test_the_command_refuses_what_it_cannot_measure(tmp_path):
     refused = rlattn("bench", "attention", "--backend", "triton", cwd=tmp_path)
     assert refused.returncode == 2 and "CUDA" in refused.stderr and "Traceback" not in refused.stderr
-    refused = rlattn("bench", "attention", "--json", "no/such/folder.json", cwd=tmp_path)
-    assert refused.returncode == 2 and "--json" in refused.stderr
+    for file in ("no/such/folder.json", "."):
+        refused = rlattn("bench", "attention", "--json", file, cwd=tmp_path)
+        assert refused.returncode == 2 and "--json" in refused.stderr

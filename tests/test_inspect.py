@@ -16,7 +16,10 @@ from rlattn.attention import rhythm_signals
 from rlattn.attention.maps import average_maps
 from rlattn.cli import main
 from rlattn.credit import CREDIT_RULES
+from rlattn.errors import UserError
 from rlattn.inspection.figures import NO_GLYPH, draw_heads, draw_rhythm, token_label
+from rlattn.inspection.inputs import make_folder
+from rlattn.inspection.terminal import show
 
 SIZES = {
     "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -164,6 +167,23 @@ def test_without_a_response_the_model_writes_one_greedily(models, tmp_path, caps
     assert text["written_by_the_model"]
     assert text["tokens"] == [tokenizer.decode([token]) for token in written.tolist()]
     assert "the model writes: " in capsys.readouterr().out
+
+
+def test_what_a_model_writes_cannot_steer_the_terminal(models, tmp_path, capsys):
+    report = inspect(tmp_path, "--model", models / "llama", "--prompt", PROMPT, "--max-new-tokens", "3")
+    capsys.readouterr()
+    report["texts"][0]["response"] = "a\x1b[31mb"
+    show(report, [tmp_path] * 3, "m")
+    assert "a\\x1b[31mb" in capsys.readouterr().out
+
+
+def test_an_output_folder_that_takes_no_files_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    def denied(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("rlattn.inspection.inputs.TemporaryFile", denied)  # root may write anywhere
+    with pytest.raises(UserError, match="--output"):
+        make_folder(tmp_path)
 
 
 def test_a_long_response_is_cut_in_the_figure_only(models, tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from rlattn.errors import UserError, describe, did_you_mean
@@ -158,11 +159,13 @@ def check_weights(model: str, option: str = "--model") -> None:
 
 
 def make_folder(output: Path) -> None:
-    """Makes the output folder before anything slow. Raises UserError where it cannot be one."""
+    """Makes the output folder before anything slow. Raises UserError where it cannot be one that takes files."""
     try:
         output.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output):
+            pass
     except OSError as error:
-        raise UserError("--output", f"{output} cannot be a folder: {describe(error)}.", "Name another.") from None
+        raise UserError("--output", f"{output} takes no files: {describe(error)}.", "Name another.") from None
 
 
 def load_config(model: str, option: str = "--model") -> PreTrainedConfig:

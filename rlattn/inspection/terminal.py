@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rlattn.report.terminal import printable
+
 HEADS = 3  # of either end
 FEW_TEXTS = 10
 WRITTEN = 300  # characters
@@ -28,7 +30,7 @@ def show(report: dict[str, Any], files: Sequence[Path], model: str) -> None:
     console.print(f"{len(texts)} text{plural}, {tokens} response tokens; layers {layers}", markup=False)
     if texts[0]["written_by_the_model"]:
         written = " ".join(texts[0]["response"].split())
-        console.print(f"the model writes: {written[:WRITTEN]}{'…' * (len(written) > WRITTEN)}", markup=False)
+        console.print(f"the model writes: {printable(written[:WRITTEN])}{'…' * (len(written) > WRITTEN)}", markup=False)
     console.print(_heads_table(report["heads"]))
     console.print(_statistics_table(report["statistics"]))
     for line in notes(report):
