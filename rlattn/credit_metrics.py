@@ -11,10 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rlattn.reward_glue import means
 from rlattn.types import Credit
 
-COUNTS = (
-    "credit/nonfinite_rows",
-    "credit/refused_rows",
-)  # of all rollouts of a step, on every rank; the rest are means
+COUNTS = ("credit/nonfinite_rows", "credit/refused_rows")  # sums over a step's batches and ranks; the rest are means
 
 
 class CreditMetrics(TrainerCallback):

@@ -117,7 +117,6 @@ def capture(
     response_mask_BN = response_mask_BN.bool() & attention_mask_BN.bool()
     result = Capture(layers=chosen, response_mask_BN=response_mask_BN)
     original = ALL_ATTENTION_FUNCTIONS.get(implementation)
-
     latest: dict[int, ref[Tensor]] = {}  # the query of each layer that was read last
 
     @cache
@@ -140,7 +139,7 @@ def capture(
             stop = start + query.shape[0]
             window = kwargs.get("sliding_window")
             if window is None and getattr(decoder.config, "sliding_window", None):
-                window = window_of(attention_mask, attention_mask_BN[start:stop].bool())
+                window = window_of(attention_mask, attention_mask_BN[start:stop].bool().to(query.device))
             with torch.no_grad():
                 seen.append(
                     measure(
