@@ -35,6 +35,8 @@ from rlattn.trainer import AttentionGRPOTrainer
 from rlattn.wandb_run import WandbRun, wandb_environment
 from rlattn.watchdog import Watchdog
 
+GLOO_SECONDS = 0.5  # its threads, when late, are so by milliseconds
+
 
 def train(recipe: Recipe) -> None:
     """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
@@ -148,8 +150,7 @@ def _train(recipe: Recipe, watchdog: Watchdog) -> int:
             f"\nstopped by {stop.stopped_by.name} after step {result.global_step}"
             f"{f', saved in {saved}' if saved.is_dir() else ''}; the same command goes on from the last checkpoint."
         )
-        if torch.distributed.is_initialized():
-            trainer.accelerator.end_training()
+        end_ranks(trainer)
         return stop.stopped_by
     save_model(trainer, recipe.run_dir / "model")
     if is_main():
@@ -157,9 +158,19 @@ def _train(recipe: Recipe, watchdog: Watchdog) -> int:
     if lock:
         lock.release()
     watchdog.wait_for_rank_0()
+    end_ranks(trainer)
+    return 0
+
+
+def end_ranks(trainer: AttentionGRPOTrainer) -> None:
+    """Leaves the process group of several ranks, and gives its threads time to let go of their last tensors.
+
+    DDP keeps gloo's threads alive to the end. One that is late and frees a tensor while the interpreter shuts down ends
+    a run in which all is done by SIGABRT ("terminate called without an active exception").
+    """
     if torch.distributed.is_initialized():
         trainer.accelerator.end_training()
-    return 0
+        time.sleep(GLOO_SECONDS)
 
 
 def same_on_all_ranks(folder: Path, checkpoint: Path | None) -> Path | None:

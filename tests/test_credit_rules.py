@@ -247,12 +247,14 @@ def test_numbers_of_a_step_are_logged_once_and_those_of_a_broken_one_never():
     callback.batches.append({"credit/mean": torch.tensor(9.0)})  # an error breaks the step off
     callback.on_step_begin(None, None, None)
     callback.batches += [
-        {"credit/mean": torch.tensor(1.0)},
-        {"credit/mean": torch.tensor(2.0), "credit/own": torch.tensor(3)},
+        {"credit/mean": torch.tensor(1.0), "credit/refused_rows": torch.tensor(1.0)},
+        {"credit/mean": torch.tensor(2.0), "credit/refused_rows": torch.tensor(2.0), "credit/own": torch.tensor(4)},
     ]
     callback.on_step_end(None, None, None)
     callback.on_step_end(None, None, None)
-    assert logged == [("credit/mean", 1.0), ("credit/mean", 2.0), ("credit/own", 3.0)]
+    means, counts = logged[:3], logged[3:]
+    assert means == [("credit/mean", 1.0), ("credit/mean", 2.0), ("credit/own", 4.0)]
+    assert counts == [("credit/nonfinite_rows", 0), ("credit/refused_rows", 3.0)]
 
 
 def test_rules_are_listed_and_validated_without_torch():

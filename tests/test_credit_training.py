@@ -182,7 +182,7 @@ def test_calibrated_heads_are_kept_by_a_checkpoint(policy, tmp_path):  # noqa: F
 
 UNIFORM_ON_TWO_RANKS = """
 import sys, torch
-import rlattn.trainer
+import conftest, rlattn.trainer
 import test_trl_contract as contract
 from pathlib import Path
 from rlattn import AttentionGRPOTrainer
@@ -213,8 +213,8 @@ rlattn.trainer.batch_heads = lambda span_BLH, share: seen.append(span_BLH) or ba
 contract.trained(WholeBatch, policy, Path(folder) / "whole", **{**options, "max_steps": 1})
 (span_BLH,) = seen
 assert len(span_BLH) == 12, "the heads of a batch are chosen by the rollouts of every rank"
-torch.distributed.destroy_process_group()
 print("equal")
+conftest.leave_ranks()
 """
 
 

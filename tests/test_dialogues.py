@@ -183,7 +183,7 @@ def test_held_out_dialogues_are_greedy_and_leave_training_alone(policy, tmp_path
 GATHERED = """
 import json, sys
 from pathlib import Path
-import test_dialogues as t
+import conftest, test_dialogues as t
 from rlattn.rewards import REWARDS
 policy, out = sys.argv[1:]
 rewards = {"accuracy": REWARDS["accuracy"](), "gain": REWARDS["information_gain"]()}
@@ -193,6 +193,7 @@ _, completions, masks, batch = trainer.seen[0]
 found = {"completions": completions, "masks": masks, "advantages": batch["advantages"].tolist(),
          "rows": trainer.rows_in_hand}
 Path(out, f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(found))
+conftest.leave_ranks()
 """
 
 

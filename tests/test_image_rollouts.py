@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, leave_ranks
 from datasets import Dataset
 from PIL import Image
 from transformers import (
@@ -300,3 +300,4 @@ if __name__ == "__main__":
     looking = Looking()
     trained(sys.argv[1], looking, ranks=2)
     Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(looking.told))
+    leave_ranks()

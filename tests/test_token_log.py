@@ -107,13 +107,12 @@ def test_a_character_of_several_tokens_goes_to_its_last_one():
 TWO_RANKS = """
 import sys
 from pathlib import Path
-import test_token_log, test_trl_contract as contract
-import torch
+import conftest, test_token_log, test_trl_contract as contract
 
 folder = Path(sys.argv[2])
 # with groups of 4, the second of every three straddles the ranks
 contract.trained(test_token_log.logged(folder, rollouts=12), sys.argv[1], folder / "out", per_device_train_batch_size=6)
-torch.distributed.destroy_process_group()
+conftest.leave_ranks()
 """
 
 
