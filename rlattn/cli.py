@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from rlattn.errors import UserError
+from rlattn.errors import UserError, file_faults
 from rlattn.evaluation.command import evaluate
-from rlattn.quiet import quiet
+from rlattn.quiet import heavy_imports, quiet
 
 RANK_PATIENCE = 4.0  # seconds; below the watchdog's
 
@@ -73,6 +73,7 @@ def train(
     from rlattn.rules import check_built, check_installed, check_recipe
     from rlattn.terminal import outlive_terminal
     from rlattn.tracking import open_run
+    from rlattn.weight_files import check_weight_files
 
     outlive_terminal()
     check_launcher()
@@ -87,14 +88,15 @@ def train(
     task = build_task(parsed)
     check_built(parsed, task, build_rewards(parsed))
     check_policy(parsed, task)
+    check_weight_files(parsed.policy.path, "policy.path")
     prompts_of(task)
     open_run(parsed)
     if started:
         arguments = [recipe, *(overrides or []), *(["--dry-run"] if dry_run else [])]
         grace, on_gpus = parsed.resume.grace_seconds, not parsed.trainer.get("use_cpu")
         sys.exit(launch(arguments, ranks=started, grace_seconds=grace, on_gpus=on_gpus))
-    quiet()
-    from rlattn import train as training
+    with heavy_imports():
+        from rlattn import training
 
     (training.dry_run if dry_run else training.train)(parsed)
 
@@ -137,10 +139,12 @@ def score(
         raise UserError("--completions", "is required.", "Expected a jsonl file with `completion` on every line.")
     if out and (out.exists() or not out.absolute().parent.is_dir()):
         raise UserError("--out", f"{out} {'exists' if out.exists() else 'lies in no folder'}.", "Name a new file.")
-    scored = score_file(load_recipe(recipe, overrides or []), completions)
+    with file_faults(completions):
+        scored = score_file(load_recipe(recipe, overrides or []), completions)
     print("\n".join(summary_lines(scored)))
     if out:
-        out.write_text("".join(json.dumps(row) + "\n" for row in scored), encoding="utf-8")
+        with file_faults(out):
+            out.write_text("".join(json.dumps(row) + "\n" for row in scored), encoding="utf-8")
         print(f"\nEvery line's scores: {out}")
 
 
@@ -197,20 +201,23 @@ def inspect(
     from rlattn.inspection.inputs import attention_options, check_model_path, make_folder, texts_of
     from rlattn.paths import expanded
 
-    texts = texts_of(prompt, response, data)
-    options = attention_options(layers, window, horizon)
-    check_model_path(model)
-    make_folder(output)
-    if not expanded(model).is_dir():
-        go_offline_if_unreachable()
-    quiet()
-    from rlattn.inspection.report import make_report, write_outputs
-    from rlattn.inspection.rhythm import read_rhythms
-    from rlattn.inspection.terminal import show
+    with file_faults(data or model):
+        texts = texts_of(prompt, response, data)
+        options = attention_options(layers, window, horizon)
+        check_model_path(model)
+        make_folder(output)
+        if not expanded(model).is_dir():
+            go_offline_if_unreachable()
+    with heavy_imports():
+        from rlattn.inspection.report import make_report, write_outputs
+        from rlattn.inspection.rhythm import read_rhythms
+        from rlattn.inspection.terminal import show
 
     reading = read_rhythms(model, texts, chat=chat, options=options, max_new_tokens=max_new_tokens)
     report = make_report(reading, model, options)
-    show(report, write_outputs(report, output), model)
+    with file_faults(output):
+        files = write_outputs(report, output)
+    show(report, files, model)
 
 
 @app.command()
@@ -251,13 +258,11 @@ def compare(
     for file in (out, tables):
         if file.exists() and not is_comparison(file):
             raise UserError("--out", f"{file} is there and no earlier comparison.", "Name a new file.")
-    try:
+    with file_faults(out):
         found = compare_runs(runs)
         write_text(out, page(found))
         kept = {name: found[name] for name in ("kind", "name", "missing", "tables")}
         write_text(tables, json.dumps(kept, separators=(",", ":"), ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise UserError(str(error.filename), f"cannot be read or written ({error.strerror}).") from None
     show_tables(found["tables"])
     for line in found["missing"]:
         print(f"\n{printable(line)}")
@@ -280,8 +285,8 @@ def bench_step(
     steps: Annotated[int, typer.Option(min=1, help="Training steps a measurement.")] = 6,
 ) -> None:
     """One training step, without and with credit, against plain TRL's; on the CPU, in turn."""
-    quiet()
-    from rlattn.bench import bench_step as measure
+    with heavy_imports():
+        from rlattn.bench import bench_step as measure
 
     measure(rounds, steps, print)
 

@@ -2,7 +2,8 @@
 
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -32,6 +33,21 @@ def did_you_mean(name: object, valid: Iterable[str]) -> str:
     if near:
         return f"Did you mean '{near[0]}'?"
     return f"Valid: {', '.join(valid)}." if 0 < len(valid) <= 30 else ""
+
+
+@contextmanager
+def file_faults(where: str | Path) -> Iterator[None]:
+    """What a file or a disk refuses inside of this becomes a UserError that names the file, or `where` if the system
+    does not say which.
+    """
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        raise UserError(str(error.filename or where), f"cannot be read or written: {error.strerror}.") from None
 
 
 class HubUnreachable(UserError):

@@ -24,6 +24,7 @@ CALLS: dict[type, dict[str, int]] = {
     Reward: {"score": 1},
     CreditRule: {"__call__": 1},
 }
+WHERE_TAKEN = ("step",)  # arguments that a method is given by name if it has them
 OPTIONAL = {"prepare": 1, "tokens": 1, "parts": 1, "state_dict": 0, "load_state_dict": 1, "bind": 1}  # of a reward
 # what is read of an object besides, so that a property of a user's own that raises does so here
 READ: dict[type, tuple[str, ...]] = {
@@ -162,11 +163,11 @@ def check_methods(built: Any, calls: Mapping[str, int], where: str) -> None:
     for name, count in calls.items():
         method = getattr(built, name)
         try:
-            inspect.signature(method).bind(*range(count))
-        except TypeError:
-            raise UserError(
-                f"{where}.python", f"{name}() must take {count} argument{'s' * (count != 1)}.", "See the README."
-            ) from None
+            signature = inspect.signature(method)
+            signature.bind(*range(count), **{key: 0 for key in WHERE_TAKEN if key in signature.parameters})
+        except TypeError as error:
+            problem = f"{name}() must take {count} argument{'s' * (count != 1)}: {error}."
+            raise UserError(f"{where}.python", problem, "See the README.") from None
         except ValueError:
             continue  # a builtin without a signature
         if inspect.iscoroutinefunction(method):

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import LoraConfig
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -53,6 +55,7 @@ def prepare_policy(policy: Policy, task: Task, progress: Callable[..., None] | N
         )
     except Exception as error:
         raise _load_error(policy, path, error) from None
+    check_fit(path, "policy.path", config, policy.revision)
     _check_lora(policy, config.to_dict())
     if policy.prompt_style == "chat" and tokenizer.chat_template is None:
         raise UserError(
@@ -77,16 +80,40 @@ def load_model(path: str, option: str) -> PreTrainedModel:
     one, in the dtype they are stored in. Raises UserError that names `option`.
     """
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", trust_remote_code=False, output_loading_info=True
-        )
-        model: PreTrainedModel = loaded[0]
+        model, loaded = _loaded(AutoModelForCausalLM, path, dtype="auto")
     except Exception as error:
         raise UserError(option, f"{path} holds no loadable weights: {describe(error)[:200]}") from None
-    if missing := sorted(loaded[1]["missing_keys"]):  # transformers would go on with random ones
+    _check_complete(path, option, loaded)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_fit(path: str, option: str, config: PreTrainedConfig, revision: str | None) -> None:
+    """Raises UserError where transformers would train random weights for want of stored ones, or could not load them
+    for their shapes. Loads onto no device: the files' headers are all that is read.
+    """
+    named = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)  # which TRL takes too
+    try:
+        _, loaded = _loaded(named, path, revision=revision, device_map="meta")
+    except Exception:
+        return  # what cannot be loaded this way, such as quantised weights, is for the real loading to judge
+    _check_complete(path, option, loaded)
+
+
+def _loaded(kind: Any, path: str, **how: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and transformers' account of the weights that it did not find or could not use."""
+    return kind.from_pretrained(
+        path, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **how
+    )
+
+
+def _check_complete(path: str, option: str, loaded: dict[str, Any]) -> None:
+    if unlike := sorted(loaded["mismatched_keys"]):
+        name, stored, expected = unlike[0]
+        problem = f"{path} stores {name} as {tuple(stored)}, and its config.json means {tuple(expected)}."
+        raise UserError(option, problem, "They do not belong together.")
+    if missing := sorted(loaded["missing_keys"]):  # transformers would go on with random ones
         problem = f"{path} lacks {len(missing)} of its model's weights, first {missing[0]}."
         raise UserError(option, problem, "Copy or save it anew.")
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_tiny_policy(policy: Policy, task: Task, progress: Callable[..., None] | None = None) -> Path:

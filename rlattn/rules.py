@@ -15,6 +15,7 @@ from rlattn.rewards.specification import SpecificationShare
 from rlattn.tasks import TASKS, DialogueTask, Task
 from rlattn.types import ATTENTION_LAYERS
 
+READ_FAI = ("global_anchor", "coupled_rhythm")
 INSTALL = {"wandb": "wandb", "trackio": "'rlattn[trackers]'", "tensorboard": "'rlattn[trackers]'"}
 
 
@@ -68,6 +69,12 @@ def check_recipe(recipe: Recipe, ranks: int = 1) -> list[str]:
         )
     if all(spec.weight == 0 for spec in recipe.rewards.named.values()):
         warnings.append("rewards: every weight is 0, so nothing is learned.")
+    low, completion = recipe.attention.horizon[0], number(recipe, "max_completion_length", 512)
+    if recipe.credit and recipe.credit.kind in READ_FAI and low >= completion:
+        warnings.append(
+            f"attention.horizon: no token has a FAI, which looks {low} tokens back and more, in responses of at most "
+            f"{completion} (trainer.max_completion_length). Lower its first number."
+        )
     return warnings
 
 

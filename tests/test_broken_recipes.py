@@ -278,6 +278,16 @@ def test_a_task_whose_gold_answer_is_wrong_is_refused(folder, monkeypatch):
         check(load_recipe("broken.yaml", ["task={python: 'task_wrong:T'}"]), ranks=1, gpu_memory=None)
 
 
+@pytest.mark.parametrize(
+    ("rule", "longest", "warned"), [("global_anchor", 10, 1), ("global_anchor", 11, 0), ("entropy", 10, 0)]
+)
+def test_a_horizon_that_no_response_reaches_is_told(rule, longest, warned, folder):
+    (folder / "broken.yaml").write_text(GOOD)
+    overrides = [f"credit={{kind: {rule}}}", "attention.horizon=[10, 20]", f"trainer.max_completion_length={longest}"]
+    lines = check(load_recipe("broken.yaml", overrides), ranks=1, gpu_memory=None)
+    assert sum(line.startswith("warning: attention.horizon: no token has a FAI") for line in lines) == warned
+
+
 def test_score_minds_requires_and_timeout(folder):
     (folder / "slow.py").write_text(
         "import time\nclass Slow:\n    def score(self, rollout):\n"

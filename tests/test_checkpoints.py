@@ -25,7 +25,7 @@ from rlattn.checkpoints import (
 )
 from rlattn.errors import UserError
 from rlattn.tracking import read_rows
-from rlattn.train import of_the_disk
+from rlattn.training import of_the_disk
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 

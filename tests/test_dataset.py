@@ -163,7 +163,7 @@ def test_a_bad_row_is_named(tmp_path, row, problem, streaming):
         ("a.csv", "question,answer\nq,1,000\n", "a.csv, row 1: has more cells than the header."),
         ("a.csv", "question,answer\nq\n", "a.csv, row 1, column 'answer': expected text or a number, found null."),
         ("a.csv", "qestion,answer\nq,1\n", "has no column 'question' (task.columns.prompt). Did you mean 'qestion'?"),
-        ("a.parquet", "no", "a.parquet: is not a Parquet file"),
+        ("a.parquet", "no", "a.parquet: is no readable Parquet file: ArrowInvalid"),
         ("a.txt", "no", "a.txt: cannot read '.txt' files. Supported: .jsonl, .json, .parquet, .csv."),
         ("a.jsonl", b"\xff\xfe", "a.jsonl: is not UTF-8 text."),
         ("a.csv", "question,answer\n" + "q" * 200_000 + ",1\n", "a.csv: is not readable as CSV: field larger"),

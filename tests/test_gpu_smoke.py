@@ -2,16 +2,26 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from conftest import REPO
 
 from rlattn.gpu_smoke import __main__ as command
 from rlattn.gpu_smoke.shared import Skipped, need
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 def smoke(tmp_path, *arguments, **environment):
@@ -56,6 +66,19 @@ def test_a_run_that_is_cut_short_keeps_the_parts_it_finished(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         command.main()
     assert [row["part"] for row in json.loads(out.read_text())["parts"]] == ["capture", "flex", "bench"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_part_that_runs_too(tmp_path, number):
+    command = [sys.executable, "-m", "rlattn.gpu_smoke", "--device", "cpu", "--small", "capture"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        while not (parts := psutil.Process(running.pid).children(recursive=True)):
+            time.sleep(0.05)
+        running.send_signal(number)
+        _, told = running.communicate(timeout=60)
+    assert (running.returncode, "stopped" in told, "Traceback" in told) == (128 + number, True, False)
+    _, left = psutil.wait_procs(parts, timeout=5)
+    assert all(one.status() == psutil.STATUS_ZOMBIE for one in left)  # where nobody reaps
 
 
 @pytest.mark.parametrize("out", [".", "nowhere/gpu_smoke.json"])

@@ -69,6 +69,30 @@ def test_a_property_of_a_credit_rule_that_raises_is_named(folder):
         checked("quickstart", "credit={python: 'hostile_rule:C'}")
 
 
+def rule(folder, arguments):
+    name = f"rule_{abs(hash(arguments))}"
+    (folder / f"{name}.py").write_text(f"class C:\n    def __call__({arguments}): pass\n")
+    return f"credit={{python: '{name}:C'}}"
+
+
+@pytest.mark.parametrize("step", ["step", "step=0", "*, step"])
+def test_a_credit_rule_may_ask_for_the_step_in_any_way_it_is_given(step, folder):
+    assert any(line.startswith("credit   C") for line in checked("quickstart", rule(folder, f"self, signals, {step}")))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("self", r"must take 1 argument: too many positional"),
+        ("self, signals, *, stp", r"missing a required.*'stp'"),
+        ("self, signals, step, /", r"'step'"),
+    ],
+)
+def test_a_credit_rule_that_cannot_be_called_is_refused(arguments, message, folder):
+    with pytest.raises(UserError, match=rf"credit\.python: __call__\(\) .*{message}"):
+        checked("quickstart", rule(folder, arguments))
+
+
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [

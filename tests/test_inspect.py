@@ -288,7 +288,11 @@ def broken(models, tmp_path_factory):
     (root / "no-weights").mkdir()
     (root / "no-weights" / "config.json").write_text((run / "model" / "config.json").read_text())
     save_tokenizer(root / "no-weights")
+    save_tokenizer(save_model(root / "unfit"))
+    config = json.loads((root / "unfit" / "config.json").read_text())
+    (root / "unfit" / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
     (root / "a-file").write_text("x")
+    (root / "torn.parquet").write_bytes(b"PAR1" + bytes(50) + b"\x10\0\0\0PAR1")
     for name, content in {
         "empty.jsonl": "",
         "bad.jsonl": '{"prompt": "a", "response": "b"}\n{"prompt": "a", ',
@@ -353,7 +357,9 @@ MISTAKES = [
     ("{}/linear", TEXT, ("--model", "(qwen3_next)", "no full-attention layer")),
     ("{}/hybrid", (*TEXT, "--layers", "1,2"), ("--layers", "layer 2", "no full attention", "1, 3")),
     ("{}/small-vocabulary", TEXT, ("--model", "knows 50 ids")),
-    ("{}/no-weights", TEXT, ("--model", "no loadable weights")),
+    ("llama", ("--data", "{}/torn.parquet"), ("torn.parquet: is no readable Parquet file",)),
+    ("{}/no-weights", TEXT, ("--model", "has no weights")),
+    ("{}/unfit", TEXT, ("--model", "down_proj.weight as (32, 48)", "means (32, 40)", "not belong together")),
     ("{}/nan", TEXT, ("--model", "NaN or inf", "model.layers.1.mlp.up_proj.weight")),
     ("{}/inf", TEXT, ("--model", "NaN or inf", "model.layers.1.self_attn.q_proj.weight")),
     ("{}/less", TEXT, ("--model", "lacks 1 of its model's weights", "model.layers.1.mlp.up_proj.weight")),
@@ -377,6 +383,15 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
     for part in expected:
         assert part in written.err
     assert not (tmp_path / "inspect" / "inspect.json").exists()
+
+
+def test_a_file_that_cannot_be_written_is_named(models, tmp_path, capsys):
+    (tmp_path / "rhythm.png").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "--model", str(models / "llama"), *TEXT, "--output", str(tmp_path)])
+    assert ended.value.code == 2
+    *_, told = capsys.readouterr().err.splitlines()
+    assert told == f"rlattn: {tmp_path / 'rhythm.png'}: cannot be read or written: Is a directory."
 
 
 def test_a_mistake_in_the_arguments_needs_no_torch(tmp_path):

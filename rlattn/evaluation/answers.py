@@ -17,7 +17,7 @@ from rlattn.evaluate import Example
 from rlattn.evaluation.plan import Item, Plan
 from rlattn.evaluation.subjects import Subject
 from rlattn.generation import end_tokens, write_hf
-from rlattn.inspection.inputs import check_decoder_only, check_weights, load_config, load_tokenizer
+from rlattn.inspection.inputs import check_decoder_only, load_config, load_tokenizer
 from rlattn.policy import load_model, make_tiny_policy
 from rlattn.progress import progress
 from rlattn.prompts import chat_or_plain, decode, render_ids
@@ -26,6 +26,7 @@ from rlattn.setup import taught_task
 from rlattn.tasks import DialogueTask, Task
 from rlattn.tasks.safe_metrics import SafeMetrics
 from rlattn.types import Messages
+from rlattn.weight_files import check_weight_files
 
 SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -108,7 +109,7 @@ def check(subject: Subject, plan: Plan, option: str) -> Checked:
         path = str(_tiny(plan))
     config, tokenizer = load_config(path, option), load_tokenizer(path, option)
     check_decoder_only(path, config, option)
-    check_weights(path, option)
+    check_weight_files(path, option)
     policy = plan.recipe.policy
     if policy.prompt_style == "chat" and tokenizer.chat_template is None:
         if not plan.own_data:

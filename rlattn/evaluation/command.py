@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rlattn.errors import UserError
+from rlattn.errors import UserError, file_faults
 
 
 def evaluate(
@@ -64,24 +64,25 @@ def evaluate(
         k=k,
         temperature=temperature,
     )
-    subjects = [find_subject(model, "MODEL")]
-    if against is not None:
-        subjects.append(find_subject(against, "--against"))
-        if subjects[0].same_as(subjects[1]):
-            raise UserError("--against", f"{against} is the same model.", "Name another.")
-        if task is None and data is None:
-            check_same_task(*subjects)
-    plan = make_plan(
-        subjects[0],
-        task=task,
-        data=data,
-        overrides=overrides or [],
-        samples=samples,
-        k=k,
-        temperature=temperature,
-        limit=limit,
-        probe_reads=probe in OWN_DATA,
-    )
+    with file_faults(data or model):
+        subjects = [find_subject(model, "MODEL")]
+        if against is not None:
+            subjects.append(find_subject(against, "--against"))
+            if subjects[0].same_as(subjects[1]):
+                raise UserError("--against", f"{against} is the same model.", "Name another.")
+            if task is None and data is None:
+                check_same_task(*subjects)
+        plan = make_plan(
+            subjects[0],
+            task=task,
+            data=data,
+            overrides=overrides or [],
+            samples=samples,
+            k=k,
+            temperature=temperature,
+            limit=limit,
+            probe_reads=probe in OWN_DATA,
+        )
     options = ("MODEL", "--against")
     for subject, option in zip(subjects, options, strict=False):
         check_tiny(subject, plan, option)
@@ -94,9 +95,9 @@ def evaluate(
 
     run_probe = prepare(probe, plan, data, limit, make_judge) if probe is not None else None
     folder = out_folder(out, subjects[0])
-    from rlattn.quiet import quiet
+    from rlattn.quiet import heavy_imports
 
-    quiet()
-    from rlattn.evaluation.run import run
+    with heavy_imports():
+        from rlattn.evaluation.run import run
 
     run(subjects, options, plan, folder, probe=run_probe, title=f"probe: {probe}" if probe else "")

@@ -17,6 +17,8 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from rlattn.report.terminal import printable
+
 LOCAL, GLOBAL, COUPLED, OTHER = "#0072B2", "#D55E00", "#009E73", "#767676"
 RULE_COLOURS = {"local_chunk": LOCAL, "global_anchor": GLOBAL, "coupled_rhythm": COUPLED}
 UNDEFINED = "#e3e3e3"
@@ -49,7 +51,7 @@ def draw_rhythm(report: dict[str, Any], file: Path) -> None:
         heights = [*map_height, 1.5, 1.5, 1.5, 0.9]
         figure = Figure(figsize=(width, sum(heights) + 3.2), layout="constrained")
         grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
-        figure.suptitle(f"{report['model']}\n{_caption(text, shown)}", fontsize=10)
+        figure.suptitle(_drawable(report["model"]) + f"\n{_caption(text, shown)}", fontsize=10)
         if map_height:
             _draw_map(figure.add_subplot(grid[0, 0]), drawn["local_map"], "Attention, mean of the local heads", LOCAL)
             _draw_map(
@@ -76,7 +78,7 @@ def draw_heads(report: dict[str, Any], file: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(9.0, min(18.0, 6 + 0.16 * len(heads))), 4.8), layout="constrained")
         figure.suptitle(
-            f"{report['model']}: {len(heads)} heads of layers {', '.join(map(str, report['layers']))}, "
+            f"{_drawable(report['model'])}: {len(heads)} heads of layers {', '.join(map(str, report['layers']))}, "
             f"mean over {len(report['texts'])} text{'s' * (len(report['texts']) > 1)}",
             fontsize=11,
         )
@@ -100,9 +102,12 @@ def draw_heads(report: dict[str, Any], file: Path) -> None:
 def token_label(token: str) -> str:
     """A token as it can be drawn on one line: control characters escaped, glyphs that the font lacks as a square."""
     text = token.strip(" ") or "\N{OPEN BOX}" * len(token)
-    escaped = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-    short = escaped if len(escaped) <= LABEL else escaped[: LABEL - 1] + "…"
-    return "".join(char if ord(char) in _glyphs() else NO_GLYPH for char in short)
+    escaped = printable(text)
+    return _drawable(escaped if len(escaped) <= LABEL else escaped[: LABEL - 1] + "…")
+
+
+def _drawable(text: str) -> str:
+    return "".join(char if ord(char) in _glyphs() else NO_GLYPH for char in printable(text))
 
 
 @cache
@@ -112,7 +117,7 @@ def _glyphs() -> frozenset[int]:
 
 def _caption(text: dict[str, Any], shown: int) -> str:
     count = len(text["tokens"])
-    whole = f"the response to {text['where']}, {count} token{'s' * (count > 1)}"
+    whole = f"the response to {_drawable(text['where'])}, {count} token{'s' * (count > 1)}"
     return whole if shown == count else f"{whole}: the first {shown} are drawn, signals are of the whole response"
 
 

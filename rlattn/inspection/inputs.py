@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 LOADABLE = ("config.json", "adapter_config.json", "environment.json")  # a folder with one of them can be named
 ALIKE = 0.75  # from here on a bare name is a typo of a folder's rather than a hub id
 RESPONSE_COLUMNS = ("response", "completion")
@@ -136,26 +134,6 @@ def _may_be_hub_id(model: str) -> bool:
 
 def _is_loadable(folder: str) -> bool:
     return any((Path(folder) / file).is_file() for file in LOADABLE)
-
-
-def check_weights(model: str, option: str = "--model") -> None:
-    """Raises UserError where a local folder lacks weights or holds a torn safetensors file. Reads their headers."""
-    from safetensors import safe_open
-
-    folder = expanded(model)
-    if not folder.is_dir():
-        return
-    if not any(found for pattern in WEIGHT_FILES for found in folder.glob(pattern)):
-        raise UserError(option, f"{model} has no weights.", "Name a folder saved by save_pretrained.")
-    file = folder / "model.safetensors.index.json"
-    try:
-        parts = json.loads(file.read_text(encoding="utf-8"))["weight_map"].values() if file.is_file() else ()
-        for file in sorted({*folder.glob("*.safetensors"), *(folder / part for part in parts)}):
-            with safe_open(file, framework="pt"):
-                pass
-    except Exception as error:
-        problem = f"{model} holds no loadable weights: {file.name}: {describe(error)[:200]}."
-        raise UserError(option, problem, "Copy or save it anew.") from None
 
 
 def make_folder(output: Path) -> None:

@@ -21,6 +21,7 @@ from rlattn.prompts import chat_or_plain, render_ids
 from rlattn.ranks import say
 from rlattn.recipe import Policy
 from rlattn.types import AttentionOptions
+from rlattn.weight_files import check_weight_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ def read_rhythms(
     """
     config, tokenizer = load_config(model_path), load_tokenizer(model_path)
     check_architecture(model_path, config, options)
+    check_weight_files(model_path, "--model")
     text_config = config.get_text_config()
     context = getattr(text_config, "max_position_embeddings", None)
     style = _prompt_style(model_path, tokenizer, texts, chat)
@@ -144,7 +146,11 @@ def _write(model: PreTrainedModel, one: Encoded, max_new_tokens: int, context: i
     prompt_1N = torch.tensor([one.prompt_ids], device=model.device)
     writer: Any = model  # transformers' types do not know that it can generate
     written = writer.generate(
-        input_ids=prompt_1N, attention_mask=torch.ones_like(prompt_1N), do_sample=False, max_new_tokens=room
+        input_ids=prompt_1N,
+        attention_mask=torch.ones_like(prompt_1N),
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=room,
     )
     return replace(one, response_ids=written[0, len(one.prompt_ids) :].tolist())
 

@@ -38,8 +38,8 @@ def show(report: dict[str, Any], files: Sequence[Path], model: str) -> None:
     console.print()
     what = ("every number shown or drawn", "maps, WAAD, FAI, entropy and what the rules pick", "every head")
     for file, content in zip(files, what, strict=True):
-        console.print(f"{file}: {content}", markup=False, soft_wrap=True)
-    console.print(f"\nNext: {_next(texts, model)}", markup=False, soft_wrap=True)
+        console.print(printable(f"{file}: {content}"), markup=False, soft_wrap=True)
+    console.print(f"\nNext: {printable(_next(texts, model))}", markup=False, soft_wrap=True)
 
 
 def notes(report: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlattn.errors import UserError, did_you_mean
+from rlattn.errors import UserError, describe, did_you_mean
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 OTHER_SPLITS = {"test", "validation", "valid", "val", "dev", "eval"}
@@ -95,6 +95,8 @@ def _readable(rows: Iterator[Any], file: Path) -> Iterator[Any]:
         raise UserError(str(file), "is not UTF-8 text.", "Save it as UTF-8.") from error
     except csv.Error as error:
         raise UserError(str(file), f"is not readable as CSV: {error}.") from error
+    except OSError as error:  # pyarrow's word for a damaged page, too
+        raise UserError(str(file), f"cannot be read: {describe(error)}.") from error
 
 
 def _parquet(file: Path) -> Any:
@@ -103,8 +105,8 @@ def _parquet(file: Path) -> Any:
 
     try:
         return ParquetFile(file)
-    except ArrowInvalid as error:
-        raise UserError(str(file), f"is not a Parquet file: {error}") from error
+    except (ArrowInvalid, OSError) as error:
+        raise UserError(str(file), f"is no readable Parquet file: {describe(error)}.") from error
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
