@@ -44,9 +44,6 @@ def main(arguments: list[str] | None = None) -> None:
             time.sleep(RANK_PATIENCE)
         print(f"rlattn{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nrlattn: interrupted.", file=sys.stderr, flush=True)
-        sys.exit(130)
 
 
 @app.command()
