@@ -66,7 +66,7 @@ def train(
     from rlattn.launch import launch, ranks_to_start, strategy_of_accelerate
     from rlattn.plugins import build_credit, build_rewards, build_task
     from rlattn.ranks import check_launcher, world_size
-    from rlattn.recipe import load_recipe
+    from rlattn.recipe import TINY_POLICY, load_recipe
     from rlattn.rules import check_built, check_installed, check_recipe
     from rlattn.terminal import outlive_terminal
     from rlattn.tracking import open_run
@@ -85,7 +85,8 @@ def train(
     task = build_task(parsed)
     check_built(parsed, task, build_rewards(parsed))
     check_policy(parsed, task)
-    check_weight_files(parsed.policy.path, "policy.path")
+    if parsed.policy.path != TINY_POLICY:
+        check_weight_files(parsed.policy.path, "policy.path")
     prompts_of(task)
     open_run(parsed)
     if started:

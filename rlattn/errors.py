@@ -1,5 +1,6 @@
 """Mistakes of the user's: one clear message, exit code 2, never a traceback."""
 
+import errno
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,10 @@ from pathlib import Path
 # where code lies that is not the user's
 LIBRARIES = tuple({*(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
                    str(Path(__file__).parent)})  # fmt: skip
+
+
+# a disk's refusals, which need not name a file
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -42,10 +47,8 @@ def file_faults(where: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except ConnectionError:
-        raise
     except OSError as error:
-        if error.strerror is None:
+        if error.strerror is None or (error.filename is None and error.errno not in DISK):
             raise
         raise UserError(str(error.filename or where), f"cannot be read or written: {error.strerror}.") from None
 

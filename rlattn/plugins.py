@@ -24,7 +24,7 @@ CALLS: dict[type, dict[str, int]] = {
     Reward: {"score": 1},
     CreditRule: {"__call__": 1},
 }
-WHERE_TAKEN = ("step",)  # arguments that a method is given by name if it has them
+BY_NAME: dict[type, tuple[str, ...]] = {CreditRule: ("step",)}  # what they are given as well, if they take it
 OPTIONAL = {"prepare": 1, "tokens": 1, "parts": 1, "state_dict": 0, "load_state_dict": 1, "bind": 1}  # of a reward
 # what is read of an object besides, so that a property of a user's own that raises does so here
 READ: dict[type, tuple[str, ...]] = {
@@ -76,7 +76,7 @@ def _build(spec: Plugin, kind: str | None, table: Mapping[str, type], protocol: 
     if not isinstance(built, protocol):
         missing = [name for name in CALLS[protocol] if not callable(getattr(built, name, None))]
         raise UserError(f"{where}.python", f"{spec.python} lacks the method {missing[0]}().", "See the README.")
-    check_methods(built, CALLS[protocol], where)
+    check_methods(built, CALLS[protocol], where, BY_NAME.get(protocol, ()))
     if protocol is Reward:
         _check_reward(built, where)
     return built
@@ -158,13 +158,13 @@ def _construct(cls: type, options: dict[str, Any], where: str, spec_keys: Set[st
         raise UserError(where, f"{cls.__name__} refuses its options: {describe(error)}.") from None
 
 
-def check_methods(built: Any, calls: Mapping[str, int], where: str) -> None:
-    """That every method named in `calls` can be called with that many arguments, and is no coroutine."""
+def check_methods(built: Any, calls: Mapping[str, int], where: str, by_name: tuple[str, ...] = ()) -> None:
+    """That every method of `calls` takes that many arguments, and those of `by_name` it has, and is no coroutine."""
     for name, count in calls.items():
         method = getattr(built, name)
         try:
             signature = inspect.signature(method)
-            signature.bind(*range(count), **{key: 0 for key in WHERE_TAKEN if key in signature.parameters})
+            signature.bind(*range(count), **{key: 0 for key in by_name if key in signature.parameters})
         except TypeError as error:
             problem = f"{name}() must take {count} argument{'s' * (count != 1)}: {error}."
             raise UserError(f"{where}.python", problem, "See the README.") from None

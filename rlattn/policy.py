@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,6 +20,7 @@ from transformers import (
 from rlattn.attention.heads import layer_types
 from rlattn.errors import UserError, describe
 from rlattn.model_size import NoSuchLayer, lora_parameters
+from rlattn.paths import expanded
 from rlattn.recipe import TINY_POLICY, Policy
 from rlattn.tasks import Task, WarmStartable
 from rlattn.types import WarmStart
@@ -79,21 +80,28 @@ def load_model(path: str, option: str) -> PreTrainedModel:
     """A folder's or hub id's weights, an adapter's over its base, to read and not to train; on the GPU where there is
     one, in the dtype they are stored in. Raises UserError that names `option`.
     """
+    adapter = (expanded(path) / "adapter_config.json").is_file()
     try:
-        model, loaded = _loaded(AutoModelForCausalLM, path, dtype="auto")
+        if adapter:  # transformers then gives an account of the adapter's weights alone
+            base = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+            check_fit(base, option, AutoConfig.from_pretrained(base, trust_remote_code=False))
+        model, loaded = _loaded(AutoModelForCausalLM, path, dtype="auto", ignore_mismatched_sizes=not adapter)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(option, f"{path} holds no loadable weights: {describe(error)[:200]}") from None
     _check_complete(path, option, loaded)
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def check_fit(path: str, option: str, config: PreTrainedConfig, revision: str | None) -> None:
+def check_fit(path: str, option: str, config: PreTrainedConfig, revision: str | None = None) -> None:
     """Raises UserError where transformers would train random weights for want of stored ones, or could not load them
-    for their shapes. Loads onto no device: the files' headers are all that is read.
+    for their shapes. Loads onto no device: of safetensors files the headers are all that is read.
     """
     named = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)  # which TRL takes too
     try:
-        _, loaded = _loaded(named, path, revision=revision, device_map="meta")
+        how: dict[str, Any] = {"revision": revision, "device_map": "meta", "ignore_mismatched_sizes": True}
+        _, loaded = _loaded(named, path, **how)
     except Exception:
         return  # what cannot be loaded this way, such as quantised weights, is for the real loading to judge
     _check_complete(path, option, loaded)
@@ -101,9 +109,7 @@ def check_fit(path: str, option: str, config: PreTrainedConfig, revision: str | 
 
 def _loaded(kind: Any, path: str, **how: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and transformers' account of the weights that it did not find or could not use."""
-    return kind.from_pretrained(
-        path, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **how
-    )
+    return kind.from_pretrained(path, trust_remote_code=False, output_loading_info=True, **how)
 
 
 def _check_complete(path: str, option: str, loaded: dict[str, Any]) -> None:

@@ -206,6 +206,7 @@ def dry_run(recipe: Recipe) -> None:
     for alarm in find_alarms(trainer.state.log_history):
         say(f"warning: {alarm}")
     say("Next: the same command without --dry-run.")
+    end_ranks(trainer)
 
 
 def planned_steps(trainer: AttentionGRPOTrainer, recipe: Recipe) -> int:

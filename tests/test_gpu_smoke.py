@@ -13,12 +13,12 @@ import torch
 from conftest import REPO
 
 from rlattn.gpu_smoke import __main__ as command
-from rlattn.gpu_smoke.shared import Skipped, need
+from rlattn.gpu_smoke.shared import Scale, Skipped, need
 
 
 @pytest.fixture(autouse=True)
 def _signals():
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
@@ -68,17 +68,39 @@ def test_a_run_that_is_cut_short_keeps_the_parts_it_finished(tmp_path, monkeypat
     assert [row["part"] for row in json.loads(out.read_text())["parts"]] == ["capture", "flex", "bench"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_part_that_runs_too(tmp_path, number):
-    command = [sys.executable, "-m", "rlattn.gpu_smoke", "--device", "cpu", "--small", "capture"]
+@pytest.mark.parametrize(
+    ("number", "part", "processes"),
+    [(signal.SIGINT, "capture", 1), (signal.SIGHUP, "capture", 1), (signal.SIGTERM, "zero3", 2)],
+)
+def test_a_signal_ends_the_part_that_runs_and_its_workers(tmp_path, number, part, processes):
+    command = [sys.executable, "-m", "rlattn.gpu_smoke", "--device", "cpu", "--small", part]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
-        while not (parts := psutil.Process(running.pid).children(recursive=True)):
+        while len(parts := psutil.Process(running.pid).children(recursive=True)) < processes:
             time.sleep(0.05)
         running.send_signal(number)
         _, told = running.communicate(timeout=60)
     assert (running.returncode, "stopped" in told, "Traceback" in told) == (128 + number, True, False)
+    assert gone(parts)
+
+
+def gone(parts):
     _, left = psutil.wait_procs(parts, timeout=5)
-    assert all(one.status() == psutil.STATUS_ZOMBIE for one in left)  # where nobody reaps
+    return all(one.status() == psutil.STATUS_ZOMBIE for one in left)  # where nobody reaps
+
+
+def test_a_part_that_takes_too_long_is_ended_with_its_worker(monkeypatch):
+    seen = []
+
+    def end(pid):
+        seen.extend(psutil.Process(pid).children(recursive=True))
+        real(pid)
+
+    real = command._end
+    monkeypatch.setattr(command, "_end", end)
+    monkeypatch.setitem(command.PARTS, "zero3", (*command.PARTS["zero3"][:2], 8))
+    found = command._run("zero3", Scale(device="cpu", small=True))
+    assert (found["status"], found["detail"]) == ("failed", "still running after 8 s")
+    assert seen and gone(seen)
 
 
 @pytest.mark.parametrize("out", [".", "nowhere/gpu_smoke.json"])

@@ -56,6 +56,12 @@ def test_what_a_reward_says_of_itself_is_looked_at(name, folder):
         checked("quickstart", f"rewards.x={{python: 'hostile_{name}:R'}}")
 
 
+def test_only_a_credit_rule_is_given_the_step(folder):
+    (folder / "hostile_step.py").write_text("class R:\n    def score(self, rollout, step): return 1.0\n")
+    with pytest.raises(UserError, match=r"score\(\) must take 1 argument: missing a required argument: 'step'"):
+        checked("quickstart", "rewards.x={python: 'hostile_step:R'}")
+
+
 def test_a_property_of_a_task_that_raises_is_named(folder):
     (folder / "hostile_task.py").write_text(TASK + PROPERTY.format(name="metrics"))
     with pytest.raises(UserError, match=r"task\.python: reading its 'metrics' fails: RuntimeError: not yet"):

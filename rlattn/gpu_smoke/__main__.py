@@ -20,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rlattn.gpu_smoke.shared import Scale, Skipped
 
 PARTS = {  # name -> its function, what it shows, the most seconds it may take
@@ -37,7 +39,7 @@ PARTS = {  # name -> its function, what it shows, the most seconds it may take
     "written_step": ("training.written_step", "the metrics' share of a whole step, 8 x 8192 tokens", 1200),
 }
 DISTRIBUTED = ("zero3", "fsdp2")
-RUNNING: set[int] = set()  # the parts' process groups, which a signal must end too
+RUNNING: set[int] = set()  # the parts' processes, which a signal must end too
 TIMED = ("triton_speed", "long_step", "train", "bench", "written_step")  # one at a time; the others first, side by side
 
 
@@ -62,8 +64,9 @@ def main() -> int:
         print("gpu_smoke: no GPU that torch can use; --device cpu --small runs what a CPU can.", file=sys.stderr)
         return 2
     rows: list[dict[str, Any]] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stopped)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, _stopped)
     names = [*dict.fromkeys(given.parts or PARTS)]
     for row in _rows(names, scale):  # written as they end: a run that is cut short keeps what it found
         rows = sorted([*rows, row], key=lambda found: names.index(found["part"]))
@@ -105,26 +108,34 @@ def _run(name: str, scale: Scale) -> dict[str, Any]:
         began = time.monotonic()
         with subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            start_new_session=True,
+            start_new_session=True,  # a terminal's Ctrl-C comes here alone
         ) as part:  # fmt: skip
             RUNNING.add(part.pid)
             try:
                 output, _ = part.communicate(timeout=patience)
                 found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
                 found = found or {"status": "failed", "detail": f"exit code {part.returncode}: {_last_line(output)}"}
-            except subprocess.TimeoutExpired:
-                os.killpg(part.pid, signal.SIGKILL)  # with the worker that a launcher has started
-                output, _ = part.communicate()
+            except subprocess.TimeoutExpired as late:
+                _end(part.pid)
+                output = str(late.output)
                 found = {"status": "failed", "detail": f"still running after {patience} s"}
             RUNNING.discard(part.pid)
     found["seconds"] = round(time.monotonic() - began, 1)
     return found if found["status"] in ("ok", "skipped") else {**found, "output": output[-8000:]}
 
 
+def _end(pid: int) -> None:
+    """A part and what it has started: torchrun gives its workers a session of their own."""
+    with suppress(psutil.NoSuchProcess):
+        part = psutil.Process(pid)
+        for one in (part, *part.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
 def _stopped(number: int, _: object) -> None:
     for pid in RUNNING:
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+        _end(pid)
     print("\nstopped; the file holds the parts that have ended", file=sys.stderr, flush=True)
     os._exit(128 + number)  # the threads wait for parts that are gone
 
