@@ -22,18 +22,22 @@ def check_weight_files(model: str, option: str) -> None:
         if _names_other_weights(folder / "config.json"):
             return
         raise UserError(option, f"{model} has no weights.", "Name a folder saved by save_pretrained.")
-    for file in filter(None, found):
+    for named in filter(None, found):
+        file = named  # which the message names: the index, or the part that is at fault
         try:
-            parts = [file]
-            if file.suffix == ".json":
-                parts = [
-                    folder / part for part in {*json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()}
-                ]
-            for file in sorted(parts):
+            for file in _parts(named):
                 _open(file)
         except Exception as error:
             problem = f"{model} holds no loadable weights: {file.name}: {describe(error)[:200]}."
             raise UserError(option, problem, "Copy or save it anew.") from None
+
+
+def _parts(file: Path) -> list[Path]:
+    """The files that an index names; of any other file itself."""
+    if file.suffix != ".json":
+        return [file]
+    weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+    return [file.parent / part for part in sorted({*weight_map.values()})]
 
 
 def _open(file: Path) -> None:
