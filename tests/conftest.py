@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from forked import run_cli
 
 REPO = Path(__file__).parent.parent
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is slow, not wrong
@@ -35,13 +36,20 @@ SMALL = (
 )
 
 
-def rlattn(*arguments: str, cwd: Path, ranks: int = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Runs the command line as a user would, or under torchrun when `ranks` is given."""
+def rlattn(
+    *arguments: str, cwd: Path, ranks: int = 0, timeout: float = 300, forked: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command line as a user would, or under torchrun when `ranks` is given.
+
+    `forked`: in a copy of a process that has imported the libraries (tests/forked.py) instead of one of its own.
+    """
     command = [sys.executable, "-m", "rlattn.cli", *arguments]
     if ranks:
         launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port=0", "--standalone"]
         assert arguments[0] == "train"
         command = [sys.executable, *launcher, "-m", "rlattn.train", *arguments[1:]]
+    elif forked:
+        return run_cli(list(arguments), cwd, timeout)
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
 
 

@@ -284,7 +284,8 @@ def test_trackers_receive_the_run(tmp_path):
     arguments = ("tracking={report_to: [wandb, tensorboard, trackio], project: mine, tags: [a]}", "output_dir=run")
     environment = {"TRACKIO_DIR": str(tmp_path / "trackio")}
     os.environ.update(environment)
-    result = rlattn("train", "quickstart", *SMALL, *arguments, "trainer.log_completions=true", cwd=tmp_path)
+    arguments += ("trainer.log_completions=true",)
+    result = rlattn("train", "quickstart", *SMALL, *arguments, cwd=tmp_path, forked=False)
     assert result.returncode == 0, result.stderr
     (file,) = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
     written = list(records(file))
