@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one run of some minutes on one card: prints a table, writes gpu_smoke.json.
-# Installs nothing: a part whose package is missing is skipped, by name. Arguments go to rlattn.gpu_smoke:
+# Installs nothing: a part whose package is missing is skipped, by name. Arguments go to rlattn.bench.gpu:
 #   bash launch/gpu_smoke.sh                    all parts
 #   bash launch/gpu_smoke.sh triton bench       some
 #   bash launch/gpu_smoke.sh --device cpu --small
@@ -13,4 +13,4 @@ if [ -n "${VIRTUAL_ENV:-}" ]; then PY=$VIRTUAL_ENV/bin/python; fi
   echo "gpu_smoke: $PY has no torch. Install rlattn first (. launch/install.sh), or set VIRTUAL_ENV to where torch is." >&2
   exit 2
 }
-PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} exec "$PY" -m rlattn.gpu_smoke "$@"
+PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} exec "$PY" -m rlattn.bench.gpu "$@"

@@ -11,7 +11,7 @@ import typer
 
 from rlattn.errors import UserError, file_faults
 from rlattn.evaluation.command import evaluate
-from rlattn.quiet import heavy_imports, quiet
+from rlattn.processes.imports import heavy_imports, quiet
 
 RANK_PATIENCE = 4.0  # seconds; below the watchdog's
 
@@ -61,16 +61,16 @@ def train(
     ] = False,
 ) -> None:
     """Train from a recipe; the same command again continues the run."""
-    from rlattn.check import check_policy, prompts_of
-    from rlattn.hub import go_offline_if_unreachable
-    from rlattn.launch import launch, ranks_to_start, strategy_of_accelerate
-    from rlattn.plugins import build_credit, build_rewards, build_task
-    from rlattn.ranks import check_launcher, world_size
-    from rlattn.recipe import TINY_POLICY, load_recipe
-    from rlattn.rules import check_built, check_installed, check_recipe
-    from rlattn.terminal import outlive_terminal
-    from rlattn.tracking import open_run
-    from rlattn.weight_files import check_weight_files
+    from rlattn.preflight.check import check_policy, prompts_of
+    from rlattn.preflight.hub import go_offline_if_unreachable
+    from rlattn.preflight.weight_files import check_weight_files
+    from rlattn.processes.launch import launch, ranks_to_start, strategy_of_accelerate
+    from rlattn.processes.stdio import outlive_terminal
+    from rlattn.rank import check_launcher, world_size
+    from rlattn.recipe.build import build_credit, build_rewards, build_task
+    from rlattn.recipe.constraints import check_built, check_installed, check_recipe
+    from rlattn.recipe.schema import TINY_POLICY, load_recipe
+    from rlattn.run_folder.folder import open_run
 
     outlive_terminal()
     check_launcher()
@@ -94,7 +94,7 @@ def train(
         grace, on_gpus = parsed.resume.grace_seconds, not parsed.trainer.get("use_cpu")
         sys.exit(launch(arguments, ranks=started, grace_seconds=grace, on_gpus=on_gpus))
     with heavy_imports():
-        from rlattn import training
+        from rlattn.run import run as training
 
     (training.dry_run if dry_run else training.train)(parsed)
 
@@ -109,8 +109,8 @@ def check(
     ] = None,
 ) -> None:
     """Validate a recipe and estimate its memory, in seconds, without loading a model."""
-    from rlattn.check import check as check_all
-    from rlattn.recipe import load_recipe
+    from rlattn.preflight.check import check as check_all
+    from rlattn.recipe.schema import load_recipe
 
     parsed = load_recipe(recipe, overrides or [])
     print("\n".join(check_all(parsed, ranks=ranks, gpu_memory=gpu_memory)))
@@ -130,8 +130,8 @@ def score(
     """Score stored completions with a recipe's rewards; no policy needed."""
     import json
 
-    from rlattn.recipe import load_recipe
-    from rlattn.score import score_file, summary_lines
+    from rlattn.evaluation.score_file import score_file, summary_lines
+    from rlattn.recipe.schema import load_recipe
 
     if completions == Path():
         raise UserError("--completions", "is required.", "Expected a jsonl file with `completion` on every line.")
@@ -156,7 +156,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Where to; RUN/export unless given.")] = None,
 ) -> None:
     """Export a run's final policy as a folder, or to the hub."""
-    from rlattn import export as exporting
+    from rlattn.run_folder import export as exporting
 
     target = out or run / "export"
     exporting.check_export(run, target, merge=merge)
@@ -195,9 +195,9 @@ def inspect(
     Local heads look back least, global ones most; receiver heads spread what they look at least evenly (the highest
     kurtosis, arXiv 2506.19143).
     """
-    from rlattn.hub import go_offline_if_unreachable
+    from rlattn.files import expanded
     from rlattn.inspection.inputs import attention_options, check_model_path, make_folder, texts_of
-    from rlattn.paths import expanded
+    from rlattn.preflight.hub import go_offline_if_unreachable
 
     with file_faults(data or model):
         texts = texts_of(prompt, response, data)
@@ -224,7 +224,7 @@ def report(
 ) -> None:
     """Write RUN/report.html: one page with curves, credited tokens and warnings; also while the run trains."""
     from rlattn.report import write_report
-    from rlattn.tracking import holds_run
+    from rlattn.run_folder.folder import holds_run
 
     try:
         if not run.is_dir() or not (holds_run(run) or not any(run.iterdir())):
@@ -247,8 +247,8 @@ def compare(
     from rlattn.report import page
     from rlattn.report.compare import compare as compare_runs
     from rlattn.report.compare import is_comparison
-    from rlattn.report.terminal import printable, show_tables
-    from rlattn.tracking import write_text
+    from rlattn.report.tables import printable, show_tables
+    from rlattn.run_folder.folder import write_text
 
     if not out.absolute().parent.is_dir() or out.is_dir():
         raise UserError("--out", f"{out} cannot be written.", "Name a file in a folder that exists.")
@@ -270,7 +270,7 @@ def compare(
 @app.command()
 def recipes() -> None:
     """The shipped recipes, one line each."""
-    from rlattn.paths import shipped_dir
+    from rlattn.files import shipped_dir
 
     for file in sorted(shipped_dir("recipes").glob("*.yaml")):
         print(f"recipes/{file.name:32} {file.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
@@ -284,7 +284,7 @@ def bench_step(
 ) -> None:
     """One training step, without and with credit, against plain TRL's; on the CPU, in turn."""
     with heavy_imports():
-        from rlattn.bench import bench_step as measure
+        from rlattn.bench.step import bench_step as measure
 
     measure(rounds, steps, print)
 
@@ -307,8 +307,8 @@ def bench_attention(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if backend == "triton" and device == "cpu":
         raise UserError("--backend", "triton needs a CUDA GPU.", "Use torch.")
-    from rlattn.bench_attention import CURVE, Sizes
-    from rlattn.bench_attention import bench_attention as measure
+    from rlattn.bench.attention import CURVE, Sizes
+    from rlattn.bench.attention import bench_attention as measure
 
     found = measure(Sizes(tokens=tokens, device=device, backend=backend), rounds=rounds, curve=CURVE if curve else ())
     if json_file:
@@ -326,7 +326,7 @@ def bench_ranks(
     from rich.console import Console
     from rich.table import Table
 
-    from rlattn.bench_ranks import bench_ranks as measure
+    from rlattn.bench.ranks import bench_ranks as measure
 
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(rounds, steps, Path(folder))
@@ -347,8 +347,8 @@ def bench_resume(
     from rich.console import Console
     from rich.table import Table
 
-    from rlattn.bench_resume import CHECKS
-    from rlattn.bench_resume import bench_resume as measure
+    from rlattn.bench.resume import CHECKS
+    from rlattn.bench.resume import bench_resume as measure
 
     rows = measure(kills, seed, folder.absolute(), lambda text: print(text, flush=True))
     table = Table("setting", "kills", "in", *(f"same {name}" for name in CHECKS))

@@ -26,7 +26,7 @@ class Rollout:
     blind_text: str = ""
     """The same without its images, for a second rollout that must not see; empty where the prompt shows none."""
     completion: str
-    """What the policy wrote, special tokens dropped; of a dialogue the transcript (`rlattn/transcript.py`)."""
+    """What the policy wrote, special tokens dropped; of a dialogue the transcript (`rlattn/formats/transcript.py`)."""
     completion_ids: tuple[int, ...] = ()
     """The same as token ids; empty when stored text is scored."""
     policy_mask: tuple[bool, ...] = ()

@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 from rlattn.cli import main
-from rlattn.plugins import build_task
-from rlattn.policy import make_tiny_policy
-from rlattn.recipe import load_recipe
-from rlattn.setup import taught_task
+from rlattn.policy.load import make_tiny_policy
+from rlattn.recipe.build import build_task
+from rlattn.recipe.schema import load_recipe
+from rlattn.run.build import taught_task
 
 
 def make_run(folder, recipe, *overrides):

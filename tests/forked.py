@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["rlattn.training", "rlattn.inspection.figures", "rlattn.evaluation.answers", "pytest"])
+CONTEXT.set_forkserver_preload(["rlattn.run.run", "rlattn.inspection.figures", "rlattn.evaluation.answers", "pytest"])
 
 
 def run_cli(arguments: list[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlattn.advantages import (
+from rlattn.credit.advantages import (
     apply_gates,
     contributions,
     duplicate_share,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlattn.tasks.answers import final_answer, gold_answer, same_answer
+from rlattn.formats.final_answer import final_answer, gold_answer, same_answer
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples"
 SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")

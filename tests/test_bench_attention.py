@@ -3,7 +3,7 @@
 import pytest
 from conftest import rlattn
 
-from rlattn.bench_attention import Sizes, bench_attention
+from rlattn.bench.attention import Sizes, bench_attention
 
 TINY = Sizes(tokens=48, layers=3, hidden=32, heads=4, key_heads=2)
 
@@ -30,7 +30,7 @@ def test_every_way_is_measured_and_held_against_its_target(capsys):
 
 
 def test_maps_that_do_not_fit_are_not_made(capsys, monkeypatch):
-    monkeypatch.setattr("rlattn.bench_attention._free_bytes", lambda device: 1e4)
+    monkeypatch.setattr("rlattn.bench.attention._free_bytes", lambda device: 1e4)
     found = bench_attention(TINY, rounds=1)
     assert "eager" not in found["seconds"] and "not measured" in capsys.readouterr().out
 

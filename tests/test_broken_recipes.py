@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from rlattn.check import check
 from rlattn.errors import UserError
-from rlattn.recipe import load_recipe
+from rlattn.preflight.check import check
+from rlattn.recipe.schema import load_recipe
 
 GOOD = """
 name: broken

@@ -13,7 +13,9 @@ from test_resume import untimed
 from test_reward_training import Parity, trained, weights
 from test_trl_contract import policy  # noqa: F401
 
-from rlattn.checkpoints import (
+from rlattn.errors import UserError
+from rlattn.run.run import of_the_disk
+from rlattn.run_folder.checkpoints import (
     MANIFEST,
     PARTIAL,
     checkpoint_ranks,
@@ -23,9 +25,7 @@ from rlattn.checkpoints import (
     rotate,
     seal,
 )
-from rlattn.errors import UserError
-from rlattn.tracking import read_rows
-from rlattn.training import of_the_disk
+from rlattn.run_folder.folder import read_rows
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 

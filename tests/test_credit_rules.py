@@ -9,7 +9,7 @@ import torch
 
 from rlattn.credit import CREDIT_RULES, CreditRule, compute_credit
 from rlattn.credit.selection import delta, largest_before, response_median
-from rlattn.credit_metrics import CreditMetrics
+from rlattn.grpo.credit_log import CreditMetrics
 from rlattn.types import Credit, Signals
 
 NAN, INF = float("nan"), float("inf")

@@ -13,8 +13,8 @@ from rlattn import AttentionGRPOTrainer
 from rlattn.credit import CREDIT_RULES
 from rlattn.credit.base import compute_credit
 from rlattn.errors import UserError
-from rlattn.recipe import load_recipe
-from rlattn.setup import prepare
+from rlattn.recipe.schema import load_recipe
+from rlattn.run.build import prepare
 from rlattn.types import AttentionOptions, Credit, CreditOptions, Signals
 
 MODES = {
@@ -182,7 +182,7 @@ def test_calibrated_heads_are_kept_by_a_checkpoint(policy, tmp_path):  # noqa: F
 
 UNIFORM_ON_TWO_RANKS = """
 import sys, torch
-import conftest, rlattn.trainer
+import conftest, rlattn.grpo.trainer
 import test_trl_contract as contract
 from pathlib import Path
 from rlattn import AttentionGRPOTrainer
@@ -208,8 +208,8 @@ class WholeBatch(AttentionGRPOTrainer):
         attention = AttentionOptions(horizon=(2, 8), scope="batch")
         super().__init__(*args, **kwargs, credit=CREDIT_RULES["coupled_rhythm"](), attention=attention)
 
-seen, batch_heads = [], rlattn.trainer.batch_heads
-rlattn.trainer.batch_heads = lambda span_BLH, share: seen.append(span_BLH) or batch_heads(span_BLH, share)
+seen, batch_heads = [], rlattn.grpo.trainer.batch_heads
+rlattn.grpo.trainer.batch_heads = lambda span_BLH, share: seen.append(span_BLH) or batch_heads(span_BLH, share)
 contract.trained(WholeBatch, policy, Path(folder) / "whole", **{**options, "max_steps": 1})
 (span_BLH,) = seen
 assert len(span_BLH) == 12, "the heads of a batch are chosen by the rollouts of every rank"

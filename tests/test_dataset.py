@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlattn.errors import UserError
-from rlattn.tasks.dataset import DatasetTask
+from rlattn.tasks.dataset.task import DatasetTask
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data"
@@ -202,7 +202,7 @@ def test_bad_options(tmp_path):
 def test_first_rows_reads_no_further_and_imports_no_datasets(tmp_path):
     path = write(tmp_path / "train.jsonl", [*ROWS, {"question": None}])
     code = (
-        "import sys; from rlattn.tasks.dataset import DatasetTask\n"
+        "import sys; from rlattn.tasks.dataset.task import DatasetTask\n"
         f"rows = DatasetTask(path={str(path)!r}, columns={COLUMNS}).first_rows(4)\n"
         "assert len(rows) == 4 and not {'datasets', 'torch', 'math_verify', 'pyarrow'} & set(sys.modules)"
     )
@@ -246,7 +246,7 @@ def test_hub_faults_as_datasets_raises_them(monkeypatch):
 
 @given(answer=st.text(min_size=1).filter(str.strip))
 def test_gold_scores_one_for_any_plain_answer(answer):
-    from rlattn.tasks.answers import gold_answer
+    from rlattn.formats.final_answer import gold_answer
 
     made, row = DatasetTask(path="x"), {"prompt": "q", "answer": gold_answer(answer)}
     assert made.verify(made.gold(row), row) == 1.0

@@ -15,18 +15,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qw
 from trl import GRPOConfig
 
 from rlattn import AttentionGRPOTrainer
-from rlattn.advantages import part_advantages
 from rlattn.credit import CREDIT_RULES
-from rlattn.data import eval_examples, train_data
-from rlattn.dialogues import check_dialogues, completion_text, encode_dialogue, reply_ids
+from rlattn.credit.advantages import part_advantages
 from rlattn.errors import UserError
-from rlattn.evaluate import evaluate
-from rlattn.recipe import Policy
-from rlattn.reward_functions import RewardFunction
+from rlattn.formats.transcript import read_transcript, runs
+from rlattn.grpo.dialogues import check_dialogues, completion_text, encode_dialogue, reply_ids
+from rlattn.grpo.held_out import evaluate
+from rlattn.grpo.reward_function import RewardFunction
+from rlattn.grpo.trl_rows import eval_examples, train_data
+from rlattn.policy.tiny import tiny_policy
+from rlattn.recipe.schema import Policy
 from rlattn.rewards import REWARDS
 from rlattn.tasks import Questions
-from rlattn.tiny import tiny_policy
-from rlattn.transcript import read_transcript, runs
 from rlattn.types import Credit, WarmStart
 
 TASK = Questions(train_rows=16, eval_rows=6, turn_tokens=12, list_choices=False)

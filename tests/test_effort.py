@@ -7,12 +7,12 @@ from statistics import fmean
 import pytest
 from conftest import rlattn
 
-from rlattn.check import check
-from rlattn.data import eval_examples
-from rlattn.effort import AtEveryEffort, EffortDraw, at_effort, thought_tokens, with_effort_line
 from rlattn.errors import UserError
-from rlattn.evaluate import Outcome, summarise
-from rlattn.recipe import Policy, load_recipe
+from rlattn.formats.effort import AtEveryEffort, EffortDraw, at_effort, thought_tokens, with_effort_line
+from rlattn.grpo.held_out import Outcome, summarise
+from rlattn.grpo.trl_rows import eval_examples
+from rlattn.preflight.check import check
+from rlattn.recipe.schema import Policy, load_recipe
 from rlattn.report.data import read_run
 from rlattn.rewards import score_safely
 from rlattn.rewards.adaptive_effort import AdaptiveEffort, Thought, gated, update_averages

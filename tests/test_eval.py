@@ -11,7 +11,7 @@ from test_inspect import save_model, save_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlattn.cli import main
-from rlattn.evaluation.statistics import mcnemar_exact, pass_at_k, wilson_interval
+from rlattn.statistics import mcnemar_exact, pass_at_k, wilson_interval
 
 TASK = "task={python: 'opposites:Opposites', strange: 4}"
 TRAINER = "trainer={max_steps: 1, max_completion_length: 8, per_device_eval_batch_size: 5}"
@@ -168,7 +168,7 @@ def test_an_unfinished_run_is_evaluated_at_its_newest_checkpoint(runs, tmp_path,
     for name in ("environment.json", "recipe.yaml"):
         (run / name).write_text((runs / "more" / name).read_text())
     assert mistake(run).endswith("goes on with it.\n")
-    from rlattn.checkpoints import PARTIAL, seal
+    from rlattn.run_folder.checkpoints import PARTIAL, seal
 
     partial = run / "checkpoints" / PARTIAL / "checkpoint-7"
     partial.mkdir(parents=True)

@@ -91,9 +91,9 @@ def test_continuations_are_batched_within_the_context():
 def test_the_perturbation_test_stays_within_the_context(runs, tmp_path):
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    from rlattn.plugins import build_task
-    from rlattn.prompts import chat_or_plain, render_ids
-    from rlattn.recipe import load_recipe
+    from rlattn.policy.prompts import chat_or_plain, render_ids
+    from rlattn.recipe.build import build_task
+    from rlattn.recipe.schema import load_recipe
 
     tokenizer, recipe = AutoTokenizer.from_pretrained(runs / "sums/model"), load_recipe(runs / "sums/recipe.yaml")
     prompts = [chat_or_plain(row["prompt"], recipe.policy) for row in build_task(recipe).rows("eval")]
@@ -125,7 +125,7 @@ def test_perturbation_figures_by_hand():
 def test_the_perturbation_test_changes_one_token_and_continues_greedily(runs, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rlattn.evaluation.statistics import jaccard
+    from rlattn.statistics import jaccard
 
     evaluate(runs / "sums", "--probe", "perturbation", "--out", tmp_path / "o")
     found, trials = figures_of(tmp_path / "o"), answers_in(tmp_path / "o")

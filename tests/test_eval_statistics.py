@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlattn.evaluation.statistics import (
+from rlattn.statistics import (
     bootstrap_interval,
     gain_interval,
     jaccard,

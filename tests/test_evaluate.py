@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlattn.evaluation.statistics import wilson_interval
+from rlattn.statistics import wilson_interval
 
 
 def test_wilson_on_a_published_example():

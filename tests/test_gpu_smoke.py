@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import REPO
 
-from rlattn.gpu_smoke import __main__ as command
-from rlattn.gpu_smoke.shared import Scale, Skipped, need
+from rlattn.bench.gpu import __main__ as command
+from rlattn.bench.gpu.shared import Scale, Skipped, need
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_a_run_that_is_cut_short_keeps_the_parts_it_finished(tmp_path, monkeypat
     [(signal.SIGINT, "capture", 1), (signal.SIGHUP, "capture", 1), (signal.SIGTERM, "zero3", 2)],
 )
 def test_a_signal_ends_the_part_that_runs_and_its_workers(tmp_path, number, part, processes):
-    command = [sys.executable, "-m", "rlattn.gpu_smoke", "--device", "cpu", "--small", part]
+    command = [sys.executable, "-m", "rlattn.bench.gpu", "--device", "cpu", "--small", part]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
         while len(parts := psutil.Process(running.pid).children(recursive=True)) < processes:
             time.sleep(0.05)

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from rlattn.grpo_fields import TABLE, generate_fields, load_fields, validate
+from rlattn.recipe.grpo_fields import TABLE, generate_fields, load_fields, validate
 
 
 def test_the_shipped_table_is_the_one_of_the_installed_trl():
     shipped, installed = json.loads(TABLE.read_text()), json.loads(json.dumps(generate_fields()))
     names = sorted(shipped.keys() | installed.keys())
     changed = [f"{n}: {shipped.get(n)} -> {installed.get(n)}" for n in names if shipped.get(n) != installed.get(n)]
-    assert not changed, "\n".join(["run `python -m rlattn.grpo_fields`; TRL changed", *changed])
+    assert not changed, "\n".join(["run `python -m rlattn.recipe.grpo_fields`; TRL changed", *changed])
 
 
 def test_grpo_config_takes_every_default_and_so_does_the_table(tmp_path):
@@ -92,7 +92,8 @@ def test_bad_values_are_refused_with_the_reason(name: str, value: object, messag
 
 def test_validation_imports_neither_torch_nor_trl_nor_transformers():
     code = (
-        "import sys; from rlattn.grpo_fields import validate; validate('beta', 0.1); import rlattn.memory;"
+        "import sys; from rlattn.recipe.grpo_fields import validate; validate('beta', 0.1);"
+        "import rlattn.preflight.memory;"
         "print(sorted({'torch', 'trl', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

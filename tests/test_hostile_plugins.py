@@ -2,9 +2,9 @@
 
 import pytest
 
-from rlattn.check import check
 from rlattn.errors import UserError
-from rlattn.recipe import load_recipe
+from rlattn.preflight.check import check
+from rlattn.recipe.schema import load_recipe
 
 SCORE = "    def score(self, rollout): return 1.0\n"
 PROPERTY = "    @property\n    def {name}(self): raise RuntimeError('not yet')\n"

@@ -5,9 +5,9 @@ from itertools import product
 import pytest
 
 from rlattn.errors import UserError
+from rlattn.formats.yaml import parse_yaml
 from rlattn.tasks import Arithmetic, Countdown, Ledger, Questions
-from rlattn.tasks.questions import MOST_QUESTIONS
-from rlattn.yaml_text import parse_yaml
+from rlattn.tasks.questions.task import MOST_QUESTIONS
 
 
 def written(folder, attributes):

@@ -28,13 +28,13 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from trl import GRPOConfig
 
 from rlattn import AttentionGRPOTrainer
-from rlattn.asked import ask
 from rlattn.credit import CREDIT_RULES
-from rlattn.prompts import without_images
-from rlattn.reward_functions import RewardFunction
-from rlattn.reward_glue import RewardOptions
+from rlattn.grpo.multimodal_prompts import ask
+from rlattn.grpo.reward_function import RewardFunction
+from rlattn.grpo.reward_hooks import RewardOptions
+from rlattn.policy.prompts import without_images
+from rlattn.policy.tiny import tiny_policy
 from rlattn.tasks import Arithmetic
-from rlattn.tiny import tiny_policy
 from rlattn.types import AttentionOptions, Rollout, WarmStart
 
 TEMPLATE = (

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlattn.attention import rhythm_signals
-from rlattn.attention.maps import average_maps
 from rlattn.cli import main
 from rlattn.credit import CREDIT_RULES
 from rlattn.errors import UserError
 from rlattn.inspection.figures import NO_GLYPH, draw_heads, draw_rhythm, token_label
 from rlattn.inspection.inputs import make_folder
+from rlattn.inspection.maps import average_maps
 from rlattn.inspection.terminal import show
 
 SIZES = {

@@ -8,9 +8,9 @@ import sys
 import pytest
 from conftest import SMALL, rlattn
 
-from rlattn import launch
 from rlattn.errors import UserError
-from rlattn.tracking import read_rows
+from rlattn.processes import launch
+from rlattn.run_folder.folder import read_rows
 
 STOPPING = """
 import atexit, json, os, time

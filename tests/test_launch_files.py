@@ -13,10 +13,10 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import REPO
 
-from rlattn.check import check, memory_a_rank, model_config, prompt_tokens, prompts_of
 from rlattn.errors import UserError
-from rlattn.plugins import build_task
-from rlattn.recipe import load_recipe
+from rlattn.preflight.check import check, memory_a_rank, model_config, prompt_tokens, prompts_of
+from rlattn.recipe.build import build_task
+from rlattn.recipe.schema import load_recipe
 
 LAUNCH = REPO / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
@@ -26,7 +26,7 @@ ONE_STEP_UNDER_EVERY_FILE = """
 import json, sys
 from pathlib import Path
 import conftest, deepspeed, torch
-from rlattn.launch import strategy_of_accelerate
+from rlattn.processes.launch import strategy_of_accelerate
 
 assert strategy_of_accelerate() == ["trainer.fsdp=null", "trainer.deepspeed=launch/deepspeed/zero3.json"]
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a faster gloo, which would be compiled first
@@ -214,7 +214,7 @@ def test_deepspeed_trains_two_ranks_under_every_configuration(tmp_path):
 
 def test_accelerates_fsdp2_configuration_reaches_the_recipe(tmp_path):
     (tmp_path / "program.py").write_text(
-        "import sys; from rlattn.launch import strategy_of_accelerate as strategy\n"
+        "import sys; from rlattn.processes.launch import strategy_of_accelerate as strategy\n"
         "open(sys.argv[1], 'w').write(' '.join(strategy()))"
     )
     accelerate_launch("fsdp2", tmp_path / "program.py", tmp_path / "out")

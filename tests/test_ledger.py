@@ -3,7 +3,7 @@ from random import Random
 
 import pytest
 
-from rlattn.four_parts import monitor_prompt, parse_four_parts, parse_verdict
+from rlattn.formats.monitored_response import monitor_prompt, parse_four_parts, parse_verdict
 from rlattn.tasks.ledger import Ledger
 from rlattn.types import Rollout
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from rlattn.live import sparkline
 from rlattn.progress import visible
+from rlattn.run.live_table import sparkline
 
 SMALL = (
     "policy={path: tiny-reasoner, warm_start: {steps: 20, batch_size: 8}}",

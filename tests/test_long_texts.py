@@ -2,10 +2,10 @@
 
 import pytest
 
+from rlattn.formats.final_answer import final_answer
+from rlattn.formats.transcript import read_transcript
 from rlattn.tasks import Questions
-from rlattn.tasks.answers import final_answer
-from rlattn.tasks.utterances import answer_allows, read_specification
-from rlattn.transcript import read_transcript
+from rlattn.tasks.questions.wording import answer_allows, read_specification
 
 LENGTH = 200_000
 TASK = Questions(train_rows=1, eval_rows=1)

@@ -1,4 +1,4 @@
-"""rlattn.memory against transformers (counts), peft (adapters), torch (a real step) and autograd (activations)."""
+"""The memory estimate against transformers (counts), peft (adapters), torch (a step), autograd (activations)."""
 
 import contextlib
 import json
@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlattn.memory import count_parameters, estimate_memory, lora_parameters
-from rlattn.model_size import ARCHITECTURES
+from rlattn.preflight.architectures import ARCHITECTURES
+from rlattn.preflight.memory import count_parameters, estimate_memory, lora_parameters
 
 CONFIGS = Path(__file__).parents[1] / "data" / "model_configs"
 SMALL = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -10,13 +10,13 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig
 
 from rlattn import AttentionGRPOTrainer
-from rlattn.data import train_data
-from rlattn.recipe import Policy
-from rlattn.reward_functions import RewardFunction
+from rlattn.grpo.reward_function import RewardFunction
+from rlattn.grpo.trl_rows import train_data
+from rlattn.policy.tiny import tiny_policy
+from rlattn.recipe.schema import Policy
 from rlattn.rewards.payoff import Payoff
 from rlattn.rewards.self_monitor import SelfMonitor, next_multiplier
 from rlattn.tasks import Ledger
-from rlattn.tiny import tiny_policy
 from rlattn.types import WarmStart
 
 TASK = Ledger(train_rows=32, eval_rows=8)

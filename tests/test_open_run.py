@@ -6,12 +6,12 @@ import shutil
 
 import pytest
 
-from rlattn.checkpoints import PARTIAL, seal
 from rlattn.errors import UserError
-from rlattn.plugins import build_rewards
-from rlattn.ranks import check_launcher
-from rlattn.recipe import load_recipe
-from rlattn.tracking import is_run, open_run, start_run
+from rlattn.rank import check_launcher
+from rlattn.recipe.build import build_rewards
+from rlattn.recipe.schema import load_recipe
+from rlattn.run_folder.checkpoints import PARTIAL, seal
+from rlattn.run_folder.folder import is_run, open_run, start_run
 
 
 def recipe_in(folder, *overrides):

@@ -100,8 +100,8 @@ def test_what_must_be_quick_imports_neither_torch_nor_trl(command, tmp_path):
 
 def test_pure_modules_need_torch_and_nothing_else(tmp_path):
     code = (
-        "import sys\nimport rlattn.advantages, rlattn.rewards, rlattn.types\n"
-        "import rlattn.attention.metrics, rlattn.attention.heads, rlattn.attention.rhythm_stats, rlattn.credit\n"
+        "import sys\nimport rlattn.credit.advantages, rlattn.rewards, rlattn.types\n"
+        "import rlattn.attention.metrics, rlattn.attention.heads, rlattn.inspection.rhythm_stats, rlattn.credit\n"
         "assert not {'trl', 'transformers', 'datasets', 'accelerate'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from test_inspect import save_model, save_tokenizer
 from transformers import AutoModelForCausalLM
 
-from rlattn import policy
 from rlattn.cli import main
 from rlattn.errors import UserError
-from rlattn.policy import load_model, prepare_policy
-from rlattn.recipe import Policy
+from rlattn.policy import load as policy
+from rlattn.policy.load import load_model, prepare_policy
+from rlattn.preflight.weight_files import check_weight_files
+from rlattn.recipe.schema import Policy
 from rlattn.tasks import Arithmetic
-from rlattn.weight_files import check_weight_files
 
 LOST = "model.layers.1.mlp.up_proj.weight"
 
@@ -131,7 +131,7 @@ def test_a_folder_named_as_the_built_in_policy_is_not_it(folder, tmp_path, monke
     (tmp_path / "tiny-reasoner").mkdir()
     (tmp_path / "tiny-reasoner" / "recipe.yaml").write_text("")
     reached = pytest.raises(RuntimeError, match="the run")
-    monkeypatch.setattr("rlattn.training.dry_run", lambda _: (_ for _ in ()).throw(RuntimeError("the run")))
+    monkeypatch.setattr("rlattn.run.run.dry_run", lambda _: (_ for _ in ()).throw(RuntimeError("the run")))
     with reached:
         main(["train", "quickstart", "--dry-run"])
 

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlattn.formats.transcript import read_transcript, runs, write_transcript
 from rlattn.rewards import REWARDS
 from rlattn.rewards.information_gain import turn_parts, turn_values
 from rlattn.tasks import DialogueTask, Questions, WarmStartable
-from rlattn.tasks.belief import greedy_gain, random_gain
-from rlattn.tasks.questions import UNCLEAR
-from rlattn.tasks.utterances import answer_allows, question_about, read_specification
-from rlattn.transcript import read_transcript, runs, write_transcript
+from rlattn.tasks.questions.belief import greedy_gain, random_gain
+from rlattn.tasks.questions.task import UNCLEAR
+from rlattn.tasks.questions.wording import answer_allows, question_about, read_specification
 from rlattn.types import Rollout
 
 PARCEL = Questions(train_rows=50, eval_rows=20)

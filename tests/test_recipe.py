@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from rlattn.check import check
 from rlattn.errors import UserError
-from rlattn.paths import find_recipe, shipped_dir
-from rlattn.plugins import build_credit, build_rewards, build_task
-from rlattn.recipe import differences, load_recipe
+from rlattn.files import find_recipe, shipped_dir
+from rlattn.preflight.check import check
+from rlattn.recipe.build import build_credit, build_rewards, build_task
+from rlattn.recipe.schema import differences, load_recipe
 from rlattn.types import CreditOptions
 
 SHIPPED = sorted(shipped_dir("recipes").glob("*.yaml"))

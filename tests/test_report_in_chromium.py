@@ -8,10 +8,10 @@ import shutil
 import pytest
 from test_report import HOSTILE, rollout, run_folder
 
+from rlattn.grpo.token_log import write_tokens
 from rlattn.report import page, write_report
 from rlattn.report.compare import compare
-from rlattn.token_log import write_tokens
-from rlattn.tracking import append_row, write_text
+from rlattn.run_folder.folder import append_row, write_text
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 WIDTHS = {"phone": 390, "desk": 1280}

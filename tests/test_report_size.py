@@ -11,10 +11,10 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rlattn.grpo.token_log import write_tokens
 from rlattn.report import page, read_run
 from rlattn.report.thin import POINTS
-from rlattn.token_log import write_tokens
-from rlattn.tracking import append_row
+from rlattn.run_folder.folder import append_row
 
 MAILED = 15e6  # bytes
 

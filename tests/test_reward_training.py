@@ -10,12 +10,12 @@ from test_trl_contract import policy  # noqa: F401
 from trl import GRPOConfig
 
 from rlattn import AttentionGRPOTrainer
-from rlattn.data import train_data
-from rlattn.effort import EffortDraw
 from rlattn.errors import UserError
-from rlattn.recipe import Policy
-from rlattn.reward_functions import RewardFunction
-from rlattn.reward_glue import RewardOptions
+from rlattn.formats.effort import EffortDraw
+from rlattn.grpo.reward_function import RewardFunction
+from rlattn.grpo.reward_hooks import RewardOptions
+from rlattn.grpo.trl_rows import train_data
+from rlattn.recipe.schema import Policy
 from rlattn.rewards import REWARDS
 from rlattn.rewards.adaptive_effort import AdaptiveEffort
 from rlattn.tasks import Arithmetic
@@ -102,7 +102,7 @@ class Dying:
 
 
 def test_a_score_that_hangs_or_ends_its_process_costs_only_itself():
-    from rlattn.rewards.worker import ScoreWorker
+    from rlattn.rewards.timeout import ScoreWorker
     from rlattn.types import Rollout
 
     def rollout(token):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from rlattn.attention.rhythm_stats import rhythm_statistics, shuffled_peaks
 from rlattn.credit.diagnostics import diagnose
+from rlattn.inspection.rhythm_stats import rhythm_statistics, shuffled_peaks
 from rlattn.types import Signals
 
 nan = math.nan

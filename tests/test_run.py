@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from wandb_file import records
 
-from rlattn.tracking import lock_run, read_rows
+from rlattn.run_folder.folder import lock_run, read_rows
 
 RUN = "runs/quickstart"
 

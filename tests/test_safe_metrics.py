@@ -2,9 +2,9 @@
 
 import pytest
 
-from rlattn.evaluate import Completion, score_greedy
+from rlattn.grpo.held_out import Completion, score_greedy
 from rlattn.tasks import Arithmetic
-from rlattn.tasks.safe_metrics import SafeMetrics
+from rlattn.tasks.guarded_metrics import SafeMetrics
 
 
 class Failing(Arithmetic):

@@ -8,9 +8,9 @@ import torch
 from trl.generation import vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 
-from rlattn import generation
-from rlattn.asked import Asked
-from rlattn.generation import seed_requests, settings
+from rlattn.grpo import second_rollouts as generation
+from rlattn.grpo.multimodal_prompts import Asked
+from rlattn.grpo.second_rollouts import seed_requests, settings
 
 
 class Recorder:

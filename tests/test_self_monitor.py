@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from rlattn.check import check
 from rlattn.errors import UserError
-from rlattn.plugins import build_rewards
-from rlattn.recipe import load_recipe, parse_recipe
+from rlattn.preflight.check import check
+from rlattn.recipe.build import build_rewards
+from rlattn.recipe.schema import load_recipe, parse_recipe
 from rlattn.rewards.payoff import Payoff
 from rlattn.rewards.self_monitor import SelfMonitor, next_multiplier
 from rlattn.tasks import Ledger

@@ -6,8 +6,8 @@ import pytest
 from conftest import SMALL, rlattn
 from test_resume import untimed
 
-from rlattn.distributed import stale_locks
-from rlattn.tracking import read_rows
+from rlattn.processes.deepspeed import stale_locks
+from rlattn.run_folder.folder import read_rows
 
 SIGNALLED = """
 import os, signal, time

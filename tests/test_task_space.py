@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rlattn.errors import UserError
 from rlattn.tasks import Questions
-from rlattn.tasks.belief import (
+from rlattn.tasks.questions.belief import (
     entropy,
     expected_gain,
     greedy_gain,
@@ -20,7 +20,7 @@ from rlattn.tasks.belief import (
     restrict,
     total_entropy,
 )
-from rlattn.tasks.task_space import parse_space
+from rlattn.tasks.questions.space import parse_space
 
 SPACE = {
     "about": "a thing",

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlattn.policy.tiny import tiny_policy, train_supervised
 from rlattn.tasks.arithmetic import Arithmetic
 from rlattn.tasks.countdown import Countdown
-from rlattn.tiny import tiny_policy, train_supervised
 from rlattn.types import WarmStart
 
 TASK = Arithmetic(train_rows=300, eval_rows=20)

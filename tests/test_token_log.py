@@ -12,8 +12,8 @@ from trl import GRPOTrainer
 
 from rlattn import AttentionGRPOTrainer
 from rlattn.credit import CREDIT_RULES
-from rlattn.token_log import FRACTION, SCHEMA, TokenLog, _fraction, token_texts
-from rlattn.tracking import token_files
+from rlattn.grpo.token_log import FRACTION, SCHEMA, TokenLog, _fraction, token_texts
+from rlattn.run_folder.folder import token_files
 from rlattn.types import AttentionOptions, CreditOptions
 
 BOTH_PLACES = {"in the training forward": {}, "in the rollouts' pass": {"num_iterations": 2, "max_steps": 4}}

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from rlattn import AttentionGRPOTrainer
+from rlattn.policy.tiny import tiny_policy
 from rlattn.tasks import Arithmetic
-from rlattn.tiny import tiny_policy
 from rlattn.types import WarmStart
 
 

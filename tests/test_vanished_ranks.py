@@ -12,8 +12,8 @@ from torch.distributed import PrefixStore, TCPStore
 
 RANK = """
 import sys, time
-from rlattn import watchdog
-from rlattn.phases import Phases
+from rlattn.processes import watchdog
+from rlattn.processes.phases import Phases
 watchdog.POLL_SECONDS, watchdog.SILENT_POLLS, watchdog.PATIENCE, watchdog.ABSENT_POLLS = 0.1, 10, 0.5, 10
 phases = Phases()
 phases.enter(sys.argv[1])
@@ -100,8 +100,8 @@ cli.main(["train", "quickstart", "output_dir={tmp_path}/run"])
 def test_a_process_that_was_stopped_for_a_while_has_not_stalled():
     watching = """
 import os, signal, subprocess, sys, time
-from rlattn import watchdog
-from rlattn.phases import Phases
+from rlattn.processes import watchdog
+from rlattn.processes.phases import Phases
 watchdog.POLL_SECONDS = 0.1
 phases = Phases()
 phases.enter("generation")

@@ -3,8 +3,8 @@
 import pytest
 
 from rlattn.errors import UserError
-from rlattn.wandb_account import check_wandb
-from rlattn.wandb_run import wandb_environment
+from rlattn.preflight.wandb_login import check_wandb
+from rlattn.run.wandb import wandb_environment
 
 NETRC = "machine api.wandb.ai\n  login user\n  password {}\n".format("x" * 40)
 

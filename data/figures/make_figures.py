@@ -14,9 +14,9 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rlattn.run_folder.folder import read_rows, read_summary
 from rlattn.tasks import Questions
-from rlattn.tasks.belief import greedy_gain, random_gain
-from rlattn.tracking import read_rows, read_summary
+from rlattn.tasks.questions.belief import greedy_gain, random_gain
 
 COLORS = ("tab:blue", "tab:olive", "tab:red", "tab:grey")
 SPACE = Questions(path="data/task_spaces/parcel.yaml").space

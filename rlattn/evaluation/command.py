@@ -95,7 +95,7 @@ def evaluate(
 
     run_probe = prepare(probe, plan, data, limit, make_judge) if probe is not None else None
     folder = out_folder(out, subjects[0])
-    from rlattn.quiet import heavy_imports
+    from rlattn.processes.imports import heavy_imports
 
     with heavy_imports():
         from rlattn.evaluation.run import run

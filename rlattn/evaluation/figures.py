@@ -6,7 +6,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from rlattn.evaluation.statistics import (
+from rlattn.statistics import (
     gain_interval,
     mcnemar_exact,
     mean_interval,

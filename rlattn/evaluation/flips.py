@@ -13,8 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from rlattn.errors import UserError, did_you_mean
-from rlattn.evaluation.statistics import mcnemar_exact, wilson_interval
-from rlattn.tasks.answers import final_answer
+from rlattn.formats.final_answer import final_answer
+from rlattn.statistics import mcnemar_exact, wilson_interval
 
 LETTERS = "ABCDEFGHIJ"
 QUESTION, OPTIONS, ANSWER = ("question", "prompt"), ("choices", "options"), ("answer", "answerKey", "answer_key")

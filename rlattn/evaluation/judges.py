@@ -12,7 +12,7 @@ from rlattn.errors import UserError, describe
 from rlattn.evaluation.plan import Plan
 from rlattn.evaluation.subjects import Subject
 from rlattn.progress import progress
-from rlattn.recipe import TINY_POLICY, Policy
+from rlattn.recipe.schema import TINY_POLICY, Policy
 from rlattn.rewards.external_monitor import ask_all, ask_endpoint
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlattn.evaluation.figures import mean_figure
 from rlattn.evaluation.flips import share
-from rlattn.evaluation.statistics import jaccard
+from rlattn.statistics import jaccard
 
 if TYPE_CHECKING:
     from rlattn.evaluation.answers import Loaded
@@ -95,7 +95,7 @@ def perturb(loaded: "Loaded", completions: Sequence[list[int]], prompts: Sequenc
     import torch
 
     from rlattn.attention import rhythm_signals
-    from rlattn.generation import end_tokens
+    from rlattn.grpo.second_rollouts import end_tokens
     from rlattn.progress import progress
 
     model, plan = loaded.model, loaded.plan

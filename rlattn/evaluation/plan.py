@@ -6,18 +6,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlattn.effort import at_effort
 from rlattn.errors import UserError
 from rlattn.evaluation.subjects import Subject
-from rlattn.hub import go_offline_if_unreachable
-from rlattn.paths import expanded
-from rlattn.plugins import build_task
-from rlattn.recipe import TINY_POLICY, Recipe, differences, load_recipe, parse_recipe
-from rlattn.rows import check_gold, check_row, rows_of
-from rlattn.rules import number
+from rlattn.files import expanded
+from rlattn.formats.effort import at_effort
+from rlattn.formats.yaml import override, parse_yaml
+from rlattn.preflight.hub import go_offline_if_unreachable
+from rlattn.recipe.build import build_task
+from rlattn.recipe.constraints import number
+from rlattn.recipe.schema import TINY_POLICY, Recipe, differences, load_recipe, parse_recipe
 from rlattn.tasks import DatasetTask, DialogueTask, Row, Task, WarmStartable
+from rlattn.tasks.rows import check_gold, check_row, rows_of
 from rlattn.types import Messages
-from rlattn.yaml_text import override, parse_yaml
 
 BATCH = 8
 SAY_WHAT = "Give --task RECIPE (`rlattn recipes` lists them), or --data FILE with `prompt` and `answer` a line."

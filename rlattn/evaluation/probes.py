@@ -18,15 +18,15 @@ from rlattn.evaluation.deception import (
 )
 from rlattn.evaluation.flips import LOOK_AGAIN, Choice, corrections, parse_choice, read_choice, sycophancy
 from rlattn.evaluation.judges import Judge, check_judge
-from rlattn.paths import expanded
+from rlattn.files import expanded
 from rlattn.tasks import DialogueTask
-from rlattn.tasks.files import data_files, read_rows
+from rlattn.tasks.dataset.readers import data_files, read_rows
 from rlattn.types import Messages
 
 if TYPE_CHECKING:
     from rlattn.evaluation.answers import Checked, Loaded
     from rlattn.evaluation.plan import Item, Plan
-    from rlattn.recipe import Policy
+    from rlattn.recipe.schema import Policy
 
 Probe = Literal["sycophancy", "self-correction", "perturbation", "deception"]
 Kept = Callable[[dict[str, Any]], None]

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlattn.evaluation.subjects import EVALUATION, SAMPLES
-from rlattn.report.terminal import printable
-from rlattn.tracking import write_text
+from rlattn.report.tables import printable
+from rlattn.run_folder.folder import write_text
 
 MUCH_CUT = 0.05
 CLEAR = 0.05  # p below which a difference is called one

@@ -4,13 +4,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlattn.checkpoints import newest_sound, problem
 from rlattn.errors import UserError
-from rlattn.hub import go_offline_if_unreachable
+from rlattn.files import expanded, is_there
 from rlattn.inspection.inputs import check_model_path
-from rlattn.paths import expanded, is_there
-from rlattn.recipe import TINY_POLICY
-from rlattn.tracking import is_run
+from rlattn.preflight.hub import go_offline_if_unreachable
+from rlattn.recipe.schema import TINY_POLICY
+from rlattn.run_folder.checkpoints import newest_sound, problem
+from rlattn.run_folder.folder import is_run
 
 EVALUATION, SAMPLES = "eval.json", "eval-samples.jsonl"  # what an evaluation's folder holds
 REFUSED = "eval-samples.refused.jsonl"  # the answers of one that was refused in the middle; its folder can be had again

@@ -17,7 +17,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from rlattn.report.terminal import printable
+from rlattn.report.tables import printable
 
 LOCAL, GLOBAL, COUPLED, OTHER = "#0072B2", "#D55E00", "#009E73", "#767676"
 RULE_COLOURS = {"local_chunk": LOCAL, "global_anchor": GLOBAL, "coupled_rhythm": COUPLED}

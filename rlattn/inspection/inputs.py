@@ -14,10 +14,10 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from rlattn.errors import UserError, describe, did_you_mean
-from rlattn.paths import expanded, is_there
-from rlattn.recipe import TINY_POLICY
-from rlattn.rows import is_prompt
-from rlattn.tasks.files import data_files, is_hub_id, read_rows
+from rlattn.files import expanded, is_there
+from rlattn.recipe.schema import TINY_POLICY
+from rlattn.tasks.dataset.readers import data_files, is_hub_id, read_rows
+from rlattn.tasks.rows import is_prompt
 from rlattn.types import AttentionOptions, Messages
 
 if TYPE_CHECKING:

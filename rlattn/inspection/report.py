@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlattn.attention.maps import average_maps
-from rlattn.attention.rhythm_stats import rhythm_statistics
 from rlattn.credit import CREDIT_RULES
+from rlattn.inspection.maps import average_maps
 from rlattn.inspection.rhythm import Reading, Rhythm
-from rlattn.tracking import write_text
+from rlattn.inspection.rhythm_stats import rhythm_statistics
+from rlattn.run_folder.folder import write_text
 from rlattn.types import AttentionOptions, Signals
 
 RULES = ("local_chunk", "global_anchor", "coupled_rhythm")

@@ -15,13 +15,13 @@ from rlattn.attention.capture import capture, token_entropy
 from rlattn.attention.heads import average_over, receiver_heads
 from rlattn.errors import UserError, describe
 from rlattn.inspection.inputs import Text, check_architecture, load_config, load_tokenizer
-from rlattn.policy import load_model
+from rlattn.policy.load import load_model
+from rlattn.policy.prompts import chat_or_plain, render_ids
+from rlattn.preflight.weight_files import check_weight_files
 from rlattn.progress import progress
-from rlattn.prompts import chat_or_plain, render_ids
-from rlattn.ranks import say
-from rlattn.recipe import Policy
+from rlattn.rank import say
+from rlattn.recipe.schema import Policy
 from rlattn.types import AttentionOptions
-from rlattn.weight_files import check_weight_files
 
 
 @dataclass(frozen=True, kw_only=True)

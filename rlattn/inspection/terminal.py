@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rlattn.report.terminal import printable
+from rlattn.report.tables import printable
 
 HEADS = 3  # of either end
 FEW_TEXTS = 10

@@ -15,7 +15,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from rlattn.report.data import read_run
-from rlattn.tracking import write_text
+from rlattn.run_folder.folder import write_text
 
 HERE = Path(__file__).parent
 

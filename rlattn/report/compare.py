@@ -11,13 +11,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from rlattn.errors import UserError, describe
-from rlattn.recipe import parse_recipe
+from rlattn.formats.yaml import parse_yaml
+from rlattn.recipe.schema import parse_recipe
 from rlattn.report.data import HIDDEN, caption, curves
 from rlattn.report.logs import read_metrics
 from rlattn.report.metrics import describe_metric
 from rlattn.report.thin import POINTS
-from rlattn.tracking import holds_run, read_summary
-from rlattn.yaml_text import parse_yaml
+from rlattn.run_folder.folder import holds_run, read_summary
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond them, the next lower one is a little too wide.
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 14: 2.145, 29: 2.045}

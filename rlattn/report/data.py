@@ -5,16 +5,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rlattn.effort import by_effort
 from rlattn.errors import UserError
+from rlattn.formats.effort import by_effort
+from rlattn.formats.yaml import parse_yaml
 from rlattn.progress import duration
 from rlattn.report.alarms import find_alarms, onset
 from rlattn.report.logs import number, read_log, read_metrics
 from rlattn.report.metrics import METRICS, Metric, describe_metric
 from rlattn.report.thin import POINTS, evenly, shortened, thinned
 from rlattn.report.tokens import read_tokens
-from rlattn.tracking import ALARMS, FAILURES, read_summary
-from rlattn.yaml_text import parse_yaml
+from rlattn.run_folder.folder import ALARMS, FAILURES, read_summary
 
 SERIES = 8  # of a chart
 SAMPLES, TEXT = 30, 6000  # held-out completions, and bytes of each text

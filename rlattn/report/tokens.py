@@ -6,7 +6,7 @@ from typing import Any
 
 from rlattn.report.logs import named
 from rlattn.report.thin import shortened, spread
-from rlattn.tracking import token_files
+from rlattn.run_folder.folder import token_files
 
 ROLLOUTS, TOKENS, LONGEST = 500, 240_000, 4000  # of a report; the rest stays in the files
 STEPS = 60  # share a report where more were logged

@@ -1,8 +1,8 @@
 """Adaptive effort: a right answer pays where its thought is as short as the prompt asks (e1, arXiv 2510.27042).
 
-The prompt says an effort r (`task.efforts`, see `rlattn/effort.py`), one for a whole group. With L the tokens of a
-rollout's `<think>` block (of the completion where there is none) and T(x) the current average L of the query x over all
-efforts, the reward is
+The prompt says an effort r (`task.efforts`, see `rlattn/formats/effort.py`), one for a whole group. With L the tokens
+of a rollout's `<think>` block (of the completion where there is none) and T(x) the current average L of the query x
+over all efforts, the reward is
 
     right · gate,    gate = min(1, r·T(x) / L)   (`gate: soft`)   or   [L <= r·T(x)]   (`gate: hard`, the paper's)
 
@@ -31,7 +31,7 @@ from hashlib import sha256
 from statistics import fmean
 from typing import Any, Literal
 
-from rlattn.effort import FULL, effort_text, query_key, thought_tokens
+from rlattn.formats.effort import FULL, effort_text, query_key, thought_tokens
 from rlattn.types import RewardBatch, Rollout
 
 Gate = Literal["soft", "hard"]

@@ -33,8 +33,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlattn.errors import UserError
-from rlattn.tasks.questions import MOST_QUESTIONS, Turn
-from rlattn.transcript import runs
+from rlattn.formats.transcript import runs
+from rlattn.tasks.questions.task import MOST_QUESTIONS, Turn
 from rlattn.types import LARGEST_WEIGHT, Rollout
 
 

@@ -1,12 +1,13 @@
 """Payoff: what the task's own game pays for a completion, honest or not. For tasks with `payoff(completion, row)`.
 
-In a self-monitoring response (`rlattn/four_parts.py`) it speaks for thought and output only: paid for what they led to,
-the critique and the label would drift, and with them the monitor that the policy is. Cost: a few decodes a rollout.
+In a self-monitoring response (`rlattn/formats/monitored_response.py`) it speaks for thought and output only: paid for
+what they led to, the critique and the label would drift, and with them the monitor that the policy is. Cost: a few
+decodes a rollout.
 """
 
 from dataclasses import dataclass
 
-from rlattn.four_parts import outside_monitor
+from rlattn.formats.monitored_response import outside_monitor
 from rlattn.types import RewardBatch, Rollout
 
 

@@ -47,8 +47,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from rlattn.four_parts import monitor_prompt, outside_monitor, parse_four_parts, parse_verdict
-from rlattn.ranks import say
+from rlattn.formats.monitored_response import monitor_prompt, outside_monitor, parse_four_parts, parse_verdict
+from rlattn.rank import say
 from rlattn.rewards.external_monitor import ExternalMonitor, known_keys
 from rlattn.types import LARGEST_WEIGHT, RewardBatch, Rollout
 

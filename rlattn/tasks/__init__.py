@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from rlattn.tasks.arithmetic import Arithmetic
 from rlattn.tasks.countdown import Countdown
-from rlattn.tasks.dataset import DatasetTask
+from rlattn.tasks.dataset.task import DatasetTask
 from rlattn.tasks.ledger import Ledger
-from rlattn.tasks.questions import Questions
+from rlattn.tasks.questions.task import Questions
 
 Row = Mapping[str, Any]
 Split = Literal["train", "eval"]
@@ -53,7 +53,7 @@ class WarmStartable(Task, Protocol):
 
 @runtime_checkable
 class DialogueTask(Task, Protocol):
-    """A task whose rows are dialogues; `completion` is then the transcript (`rlattn/transcript.py`).
+    """A task whose rows are dialogues; `completion` is then the transcript (`rlattn/formats/transcript.py`).
 
     It also has `questions`, the most turns that are replied to; `turn_tokens`, the longest turn of the policy's; and
     `style`: `text`, or `tools` where the policy asks by calling the tool `ask`.

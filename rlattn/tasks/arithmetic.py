@@ -6,7 +6,7 @@ from itertools import accumulate
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
-from rlattn.tasks.row_counts import check_row_counts
+from rlattn.tasks.row_checks import check_row_counts
 
 if TYPE_CHECKING:
     from rlattn.tasks import Row, Split

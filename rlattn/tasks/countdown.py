@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rlattn.errors import UserError
 from rlattn.tasks.arithmetic import tagged_answer
-from rlattn.tasks.row_counts import check_row_counts
+from rlattn.tasks.row_checks import check_row_counts
 
 if TYPE_CHECKING:
     from rlattn.tasks import Row, Split

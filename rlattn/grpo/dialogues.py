@@ -1,0 +1,297 @@
+"""Glue: dialogues between the policy and a task's `reply`, in training and in evaluation.
+
+Free text: every turn of the policy's is a chat message, and so is every reply (TRL's `rollout_func`). Tool calls: the
+policy calls `ask` (TRL's `environment_factory`). Both end in one row of tokens with a mask of those that the policy
+wrote, so that credit, rewards and metrics are the same. A reply's tokens are never trained on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from trl.chat_template_utils import (
+    add_response_schema,
+    get_training_chat_template,
+    is_chat_template_prefix_preserving,
+    parse_response,
+    supports_tool_calling,
+)
+
+from rlattn.errors import UserError, describe
+from rlattn.formats.transcript import runs, write_transcript
+from rlattn.grpo.second_rollouts import apart, generate_turn, settings
+from rlattn.policy.prompts import decode, render_ids
+from rlattn.tasks import DialogueTask, Row
+
+if TYPE_CHECKING:
+    from rlattn.grpo.held_out import Example
+    from rlattn.grpo.trainer import AttentionGRPOTrainer
+
+# prompts to one turn each, as token ids, and the tokens' log-probabilities where the backend has them
+GenerateTurn = Callable[[list[list[int]]], tuple[list[list[int]], list[list[float]] | None]]
+TOOL_ERROR = re.compile(r"\{'error': .*")  # TRL's answer to a bad call, which repeats what the policy wrote
+MARK = "\u2042"  # stands for a turn while the chat template's frame around it is read
+ENOUGH = "Enough."  # names no value
+
+
+@dataclass
+class Dialogue:
+    """One dialogue while it is held."""
+
+    prompt_ids: list[int]
+    row: Row
+    completion_ids: list[int] = field(default_factory=list)
+    policy_mask: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    over: bool = False
+
+    def add(self, ids: list[int], *, own: bool, logprobs: list[float] | None = None) -> None:
+        self.completion_ids += ids
+        self.policy_mask += [own] * len(ids)
+        self.logprobs += (logprobs or [0.0] * len(ids))[: len(ids)]
+
+
+def hold(
+    generate: GenerateTurn,
+    tokenizer: PreTrainedTokenizerBase,
+    task: DialogueTask,
+    dialogues: Sequence[Dialogue],
+    *,
+    most_tokens: int,
+    template_kwargs: dict[str, Any],
+    anywhere: Callable[[bool], bool] = bool,
+) -> None:
+    """Holds the dialogues to their ends, in free text, all of them side by side.
+
+    Args:
+        most_tokens: of a completion, replies included; a dialogue that reaches it ends.
+        anywhere: whether a flag is set on any rank: every rank generates equally often (ZeRO-3 needs that).
+    """
+    end: int = tokenizer.eos_token_id  # type: ignore[assignment]
+    for turn in range(task.questions + 1):
+        alive = [dialogue for dialogue in dialogues if not dialogue.over]
+        if not anywhere(bool(alive)):
+            break
+        prompts = [dialogue.prompt_ids + dialogue.completion_ids for dialogue in alive]
+        written, logprobs = generate(prompts or [[end]])
+        for index, dialogue in enumerate(alive):
+            ids = (written[index] or [end])[: most_tokens - len(dialogue.completion_ids)]
+            dialogue.add(ids, own=True, logprobs=logprobs[index] if logprobs else None)
+            reply = task.reply(decode(tokenizer, ids), dialogue.row) if turn < task.questions else None
+            told = reply_ids(tokenizer, reply, template_kwargs) if reply is not None else []
+            if told and ids[-1] != end:
+                told = [end, *told]  # a turn that was cut
+            dialogue.over = not told or len(dialogue.completion_ids) + len(told) >= most_tokens
+            if not dialogue.over:
+                dialogue.add(told, own=False)
+
+
+def reply_ids(tokenizer: PreTrainedTokenizerBase, reply: str, template_kwargs: dict[str, Any]) -> list[int]:
+    """What the chat template writes between the end of one turn and the beginning of the next, the reply in it."""
+    return list(tokenizer(reply_text(tokenizer, reply, template_kwargs), add_special_tokens=False)["input_ids"])
+
+
+def reply_text(tokenizer: PreTrainedTokenizerBase, reply: str, template_kwargs: dict[str, Any]) -> str:
+    messages = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": MARK},
+        {"role": "user", "content": reply},
+    ]
+    text: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **template_kwargs)
+    frame: str = text.rpartition(MARK)[2]
+    before, end, after = frame.partition(str(tokenizer.eos_token))
+    return after if end and reply not in before else frame  # the turn's own end token stands there already
+
+
+def encode_dialogue(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str | None]]
+) -> tuple[list[int], list[bool]]:
+    """A written dialogue as the tokens it would have been held in, and which are the policy's."""
+    ids: list[int] = []
+    mask: list[bool] = []
+    for turn, reply in turns:
+        own = [*tokenizer(turn, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        told = [] if reply is None else reply_ids(tokenizer, reply, {})
+        ids += [*own, *told]
+        mask += [True] * len(own) + [False] * len(told)
+    return ids, mask
+
+
+def completion_text(tokenizer: Any, completion_ids: list[int], policy_mask: Sequence[bool] | None) -> str:
+    """A completion as text: the transcript where some of it is replies or was asked through a tool."""
+    if policy_mask is None:
+        return decode(tokenizer, completion_ids)
+    segments = runs(policy_mask[: len(completion_ids)])
+    return write_transcript(
+        (_own_text(tokenizer, completion_ids[start:end]) if own else _told(tokenizer, completion_ids[start:end]), own)
+        for start, end, own in segments
+    )
+
+
+def rollouts_in_text(task: DialogueTask) -> Callable[[list[Any], Any], dict[str, Any]]:
+    """The `rollout_func` for TRL: one dialogue a prompt; prompts come repeated already."""
+
+    def rollout(prompts: list[Any], trainer: AttentionGRPOTrainer) -> dict[str, Any]:
+        dialogues = _begun(trainer, prompts, trainer.rows_in_hand)
+        _hold_in_trainer(trainer, task, dialogues, greedy=False)
+        return {
+            "prompt_ids": [dialogue.prompt_ids for dialogue in dialogues],
+            "completion_ids": [dialogue.completion_ids for dialogue in dialogues],
+            "logprobs": [dialogue.logprobs for dialogue in dialogues] if trainer.use_vllm else None,
+            "env_mask": [[int(own) for own in dialogue.policy_mask] for dialogue in dialogues],
+        }
+
+    return rollout
+
+
+def greedy_dialogues(
+    trainer: AttentionGRPOTrainer, task: DialogueTask, examples: Sequence[Example]
+) -> list[tuple[list[int], list[bool]]]:
+    """One greedy dialogue an example: token ids and policy mask. Collective; leaves training as it was."""
+    if task.style == "tools":
+        return _greedy_tool_dialogues(trainer, examples)
+    dialogues = _begun(trainer, [example["prompt"] for example in examples], [example["row"] for example in examples])
+    _hold_in_trainer(trainer, task, dialogues, greedy=True)
+    return [(dialogue.completion_ids, dialogue.policy_mask) for dialogue in dialogues]
+
+
+def plain_dialogues(
+    write: Callable[[list[list[int]]], list[list[int]]],
+    tokenizer: PreTrainedTokenizerBase,
+    task: DialogueTask,
+    examples: Sequence[Example],
+    *,
+    most_tokens: int,
+    template_kwargs: dict[str, Any],
+) -> list[tuple[list[int], list[bool]]]:
+    """The same, in free text, without a trainer: `write` gives one turn a prompt, as token ids."""
+    dialogues = [
+        Dialogue(prompt_ids=render_ids(tokenizer, example["prompt"], template_kwargs), row=example["row"])
+        for example in examples
+    ]
+    hold(
+        lambda prompt_ids: (write(prompt_ids), None),
+        tokenizer,
+        task,
+        dialogues,
+        most_tokens=most_tokens,
+        template_kwargs=template_kwargs,
+    )
+    return [(dialogue.completion_ids, dialogue.policy_mask) for dialogue in dialogues]
+
+
+def trl_arguments(task: DialogueTask | None) -> dict[str, Any]:
+    """What GRPOTrainer is given for a task of dialogues."""
+    if task is None:
+        return {}
+    if task.style == "tools":
+        return {"environment_factory": lambda: Customer(task)}
+    return {"rollout_func": rollouts_in_text(task)}
+
+
+class Customer:
+    """The other side of a dialogue, as an environment of TRL's: its public methods are the policy's tools."""
+
+    def __init__(self, task: DialogueTask):
+        self._task, self._asked = task, 0
+        self._row: Row = {}
+
+    def reset(self, row: Row, **_: Any) -> None:
+        self._row, self._asked = row, 0
+
+    def ask(self, question: str) -> str:
+        """Ask the customer one question.
+
+        Args:
+            question: The question, about one thing.
+        """
+        self._asked += 1
+        return (self._asked <= self._task.questions and self._task.reply(question, self._row)) or ENOUGH
+
+
+def check_dialogues(task: DialogueTask, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any]) -> None:
+    """Raises UserError where the policy's chat template cannot carry replies or tool calls."""
+    key = "policy.path"
+    try:
+        text = reply_text(tokenizer, "yes", template_kwargs)
+    except Exception as error:
+        raise UserError(key, f"its chat template cannot carry a dialogue: {describe(error)}.") from None
+    if "yes" not in text:
+        raise UserError(key, "its chat template leaves a reply of the user's out.", "Use another policy.")
+    if task.style != "tools":
+        return
+    fix = "Use task.style: text, or a policy whose template can, such as Qwen/Qwen3-4B."
+    if not supports_tool_calling(tokenizer):
+        raise UserError(key, "its chat template cannot carry tool calls.", fix)
+    try:
+        if getattr(tokenizer, "response_template", None) is None:
+            add_response_schema(tokenizer)
+        if not is_chat_template_prefix_preserving(tokenizer):
+            get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise UserError(key, f"TRL cannot read tool calls in its chat template: {describe(error)}.", fix) from None
+
+
+def _begun(trainer: Any, prompts: Sequence[Any], rows: Sequence[Row]) -> list[Dialogue]:
+    ids: dict[str, list[int]] = {}  # a prompt comes once for each rollout of its group
+    for prompt in prompts:
+        if str(prompt) not in ids:
+            ids[str(prompt)] = render_ids(trainer._tokenizer, prompt, trainer.chat_template_kwargs)
+    return [Dialogue(prompt_ids=ids[str(prompt)], row=row) for prompt, row in zip(prompts, rows, strict=True)]
+
+
+def _hold_in_trainer(trainer: Any, task: DialogueTask, dialogues: Sequence[Dialogue], *, greedy: bool) -> None:
+    def generate(prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
+        return generate_turn(trainer, prompt_ids, max_new_tokens=task.turn_tokens, greedy=greedy)
+
+    def anywhere(flag: bool) -> bool:
+        return bool(trainer.accelerator.gather(torch.tensor([flag], device=trainer.accelerator.device)).any())
+
+    hold(
+        generate,
+        trainer._tokenizer,
+        task,
+        dialogues,
+        most_tokens=trainer.max_completion_length,
+        template_kwargs=trainer.chat_template_kwargs,
+        anywhere=anywhere,
+    )
+
+
+def _greedy_tool_dialogues(trainer: Any, examples: Sequence[Example]) -> list[tuple[list[int], list[bool]]]:
+    """Through TRL's own tool loop, with what it would have set up for a training batch."""
+    kept = trainer.environments, trainer._metrics["eval"]
+    trainer._metrics["eval"] = defaultdict(list)  # TRL's own, of a batch that is none
+    factory = trainer.environment_factories[None]
+    trainer.environments = [factory() for _ in examples]
+    trainer._batch_environments = [None] * len(examples)
+    trainer._sync_tool_dicts = [{"ask": environment.ask} for environment in trainer.environments]
+    trainer._async_tool_dicts = [{} for _ in examples]
+    for environment, example in zip(trainer.environments, examples, strict=True):
+        environment.reset(example["row"])
+    try:
+        with apart(trainer), settings(trainer, temperature=0.0):
+            _, completion_ids, mask, *_ = trainer._generate([example["prompt"] for example in examples])
+    finally:
+        trainer.environments, trainer._metrics["eval"] = kept
+    return [(ids, [bool(flag) for flag in own]) for ids, own in zip(completion_ids, mask, strict=True)]
+
+
+def _told(tokenizer: Any, ids: list[int]) -> str:
+    return TOOL_ERROR.sub("(error)", decode(tokenizer, ids))
+
+
+def _own_text(tokenizer: Any, ids: list[int]) -> str:
+    """What the policy said in a turn; of a tool call the arguments, each on its own line."""
+    if getattr(tokenizer, "response_template", None) is None:
+        return decode(tokenizer, ids)
+    message = parse_response(tokenizer, ids, prefix=[])
+    calls = [call["function"].get("arguments") for call in message.get("tool_calls") or []]
+    values = [value for arguments in calls if isinstance(arguments, dict) for value in arguments.values()]
+    return "\n".join(map(str, values)) or message.get("content") or ""

@@ -1,0 +1,219 @@
+"""Held-out accuracy: greedy, with an interval, on every rank's share of the rows."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from statistics import fmean
+from typing import Any, NotRequired, TypedDict
+
+from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
+
+from rlattn.formats.effort import effort_text, thought_tokens
+from rlattn.grpo.dialogues import completion_text, greedy_dialogues
+from rlattn.grpo.second_rollouts import generate_greedy
+from rlattn.grpo.trainer import AttentionGRPOTrainer
+from rlattn.policy.prompts import decode, render_ids, render_text
+from rlattn.statistics import wilson_interval
+from rlattn.tasks import DialogueTask, Row, Task
+from rlattn.tasks.guarded_metrics import SafeMetrics
+from rlattn.tasks.rows import storable
+from rlattn.types import Messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What the policy wrote about a row, or the dialogue it held about it."""
+
+    text: str
+    tokens: int
+    """Of its own."""
+    thought: int = 0
+    """Tokens of the `<think>` block."""
+
+
+Generate = Callable[[Sequence["Example"]], list[Completion]]
+
+
+class Example(TypedDict):
+    """A task's row, and its prompt as the policy gets it (chat messages unless plain)."""
+
+    prompt: str | Messages
+    row: Row
+    effort: NotRequired[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one held-out row."""
+
+    right: float
+    tokens: int
+    measured: dict[str, float]
+    effort: float | None = None
+    """What the prompt asked for, where the run has efforts."""
+    thought: int = 0
+    """Tokens of the `<think>` block; counted only where there is an effort."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Greedy pass@1 on held-out rows, with its 95 % Wilson interval."""
+
+    accuracy: float
+    low: float
+    high: float
+    rows: int
+    mean_length: float
+    """Tokens a completion."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Means of the task's own metrics; accuracy and tokens of thought by effort."""
+
+    def __str__(self) -> str:
+        low, high = 100 * self.low, 100 * self.high
+        return f"{100 * self.accuracy:.1f} % (95 % interval {low:.1f} to {high:.1f}, n = {self.rows:.0f})"
+
+    def metrics(self) -> dict[str, float]:
+        return {f"eval_{key}": float(value) for key, value in self.flat().items()}
+
+    def flat(self) -> dict[str, float]:
+        """Every number by its name, the task's own beside ours."""
+        values = asdict(self)
+        return {**values.pop("measured"), **values}
+
+
+def evaluate(
+    trainer: AttentionGRPOTrainer, task: Task, examples: Sequence[Example], *, samples: int = 0
+) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """Greedy accuracy of the current policy, and the first `samples` completions (on rank 0).
+
+    Collective: every rank takes every world_size-th row and makes the same number of generation calls; all ranks return
+    the same numbers. Cost: one greedy completion a row. The training RNG is left as it was.
+    """
+    rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    kwargs: Any = trainer.chat_template_kwargs
+    if isinstance(task, DialogueTask):
+        generate = in_dialogue(lambda part: greedy_dialogues(trainer, task, part), trainer._tokenizer)
+    else:
+        generate = in_one_turn(lambda ids: generate_greedy(trainer, ids), trainer._tokenizer, kwargs)
+
+    def timed(part: Sequence[Example]) -> Any:
+        with trainer.phases.phase("evaluation"):  # anew for every batch: the watchdog counts from there
+            return generate(part)
+
+    with trainer.phases.phase("evaluation"):
+        outcomes, kept = score_greedy(
+            timed,
+            trainer._tokenizer,
+            task,
+            examples[rank::ranks],
+            calls=math.ceil(math.ceil(len(examples) / ranks) / trainer.args.per_device_eval_batch_size),
+            batch_size=trainer.args.per_device_eval_batch_size,
+            filler=examples[0],
+            template_kwargs=kwargs,
+            samples=samples,
+        )
+        return summarise(gather_object(outcomes)), kept
+
+
+def score_greedy(
+    generate: Generate,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    calls: int,
+    batch_size: int,
+    filler: Example,
+    template_kwargs: dict[str, Any],
+    samples: int = 0,
+) -> tuple[list[Outcome], list[dict[str, Any]]]:
+    """What came of each of one rank's rows, and its first `samples` completions.
+
+    `calls`: how often to generate; a rank out of rows completes `filler`, as collective generation needs every rank.
+    """
+    measure = SafeMetrics(getattr(task, "metrics", lambda completion, row: {}))
+    outcomes: list[Outcome] = []
+    kept: list[dict[str, Any]] = []
+    for start in range(0, calls * batch_size, batch_size):
+        part = examples[start : start + batch_size]
+        for example, completion in zip(part, generate(part or [filler]), strict=False):
+            text = completion.text
+            right = task.verify(text, example["row"])
+            effort = example.get("effort")
+            outcomes.append(
+                Outcome(
+                    right=right,
+                    tokens=completion.tokens,
+                    measured=measure(text, example["row"]),
+                    effort=effort,
+                    thought=completion.thought if effort else 0,
+                )
+            )
+            if len(kept) < samples:
+                prompt = render_text(tokenizer, example["prompt"], template_kwargs)
+                kept.append(
+                    {
+                        "prompt": prompt,
+                        "completion": text,
+                        "gold": task.gold(example["row"]),
+                        "score": right,
+                        "row": storable(example["row"]),
+                    }
+                )
+    return outcomes, kept
+
+
+def in_one_turn(
+    generate: Callable[[list[list[int]]], list[list[int]]],
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: dict[str, Any],
+) -> Generate:
+    """From prompts to completions as token ids -> from examples to what was written."""
+
+    spell: Callable[[Sequence[int]], Any] = partial(tokenizer.decode, skip_special_tokens=False)
+
+    def complete(examples: Sequence[Example]) -> list[Completion]:
+        prompts = [render_ids(tokenizer, example["prompt"], template_kwargs) for example in examples]
+        return [
+            Completion(text=decode(tokenizer, ids), tokens=len(ids), thought=thought_tokens(ids, spell, spell(prompt)))
+            for prompt, ids in zip(prompts, generate(prompts), strict=True)
+        ]
+
+    return complete
+
+
+def in_dialogue(
+    converse: Callable[[Sequence[Example]], list[tuple[list[int], list[bool]]]], tokenizer: PreTrainedTokenizerBase
+) -> Generate:
+    """From examples to dialogues, as token ids and policy masks -> from examples to what was said."""
+
+    def complete(examples: Sequence[Example]) -> list[Completion]:
+        return [
+            Completion(text=completion_text(tokenizer, ids, own), tokens=sum(own)) for ids, own in converse(examples)
+        ]
+
+    return complete
+
+
+def summarise(outcomes: Sequence[Outcome]) -> Evaluation:
+    """From what came of every row to shares and the interval. A row asked at several efforts counts as one row."""
+    efforts = sorted({outcome.effort for outcome in outcomes if outcome.effort})
+    times = max(1, len(efforts))
+    right, rows = sum(outcome.right for outcome in outcomes) / times, len(outcomes) // times
+    low, high = wilson_interval(right, rows)
+    by_effort = {}
+    for effort in efforts:
+        at = [outcome for outcome in outcomes if outcome.effort == effort]
+        by_effort[f"effort_{effort_text(effort)}/accuracy"] = fmean(outcome.right for outcome in at)
+        by_effort[f"effort_{effort_text(effort)}/tokens"] = fmean(outcome.thought for outcome in at)
+    names = sorted({name for outcome in outcomes for name in outcome.measured})
+    return Evaluation(
+        accuracy=right / rows,
+        low=low,
+        high=high,
+        rows=rows,
+        mean_length=fmean(outcome.tokens for outcome in outcomes),
+        measured={name: fmean(o.measured[name] for o in outcomes if name in o.measured) for name in names} | by_effort,
+    )

@@ -1,0 +1,214 @@
+"""Glue: a reward as the function that TRL calls, and the guard that keeps a failing one from ending a run."""
+
+import atexit
+import logging
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rlattn.errors import describe
+from rlattn.grpo.dialogues import completion_text
+from rlattn.policy.prompts import render_text, without_images
+from rlattn.processes.collective import Lockstep
+from rlattn.rewards import Reward, score_safely
+from rlattn.rewards.timeout import ScoreWorker
+from rlattn.tasks import Task
+from rlattn.types import RewardBatch, Rollout
+
+logger = logging.getLogger(__name__)
+FAILURES_SHOWN = 3
+
+Part = tuple[float | None, list[bool]]
+
+
+class Guarded:
+    """A reward function of TRL's kind. What raises, is not finite or has the wrong length is neutral and counted.
+
+    Attributes, of the last call: `failed` (one bool a rollout), `problem` (the first one, as text), `failing` (its
+    rollout: `prompt`, `completion` and, where a task gave it, `row`).
+    """
+
+    def __init__(self, function: Callable[..., Sequence[float | None]], name: str | None = None):
+        self.function = function
+        self.__name__ = name or getattr(function, "__name__", type(function).__name__)
+        self.failed: list[bool] = []
+        self.problem = ""
+        self.failing: dict[str, Any] = {}
+        self.shown = 0
+
+    def __call__(self, prompts: list, **inputs: Any) -> list[float | None]:
+        try:
+            returned = list(self.function(prompts=prompts, **inputs))
+            if len(returned) != len(prompts):
+                raise ValueError(f"returned {len(returned)} rewards for {len(prompts)} rollouts")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            returned, problems = [None] * len(prompts), [describe(error)] * len(prompts)
+        else:
+            checked = [score_safely(_Given(value), None) for value in returned]  # type: ignore[arg-type]
+            returned, problems = [value for value, _ in checked], [problem for _, problem in checked]
+        texts = inputs.get("completions") or [""] * len(prompts)
+        rollouts = [{"prompt": p, "completion": str(text)} for p, text in zip(prompts, texts, strict=True)]
+        return self.report(returned, problems, rollouts)
+
+    def report(
+        self, values: list[float | None], problems: list[str], rollouts: list[dict[str, Any]]
+    ) -> list[float | None]:
+        """Counts the failures, shows the first few with their rollout, and hands the values on."""
+        self.failed = [bool(problem) for problem in problems]
+        failures = [found for found in zip(problems, rollouts, strict=True) if found[0]]
+        self.problem, self.failing = failures[0] if failures else ("", {})
+        for problem, rollout in failures[: max(0, FAILURES_SHOWN - self.shown)]:
+            self.shown += 1
+            text = rollout["completion"][:200]
+            logger.warning("reward '%s' is neutral where it fails: %s, on %r", self.__name__, problem, text)
+        return values
+
+
+class RewardFunction(Guarded):
+    """A reward of rlattn's protocol (`rlattn/rewards/__init__.py`) as the function that TRL calls.
+
+    Attributes, of the last call: `token_masks` and `parts`, one entry a rollout, where the reward gives them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reward: Reward,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        template_kwargs: dict[str, Any],
+        timeout: float | None = None,
+    ):
+        super().__init__(reward.score, name)  # type: ignore[arg-type]
+        self.reward, self.task, self.tokenizer, self.template_kwargs = reward, task, tokenizer, template_kwargs
+        self.worker = ScoreWorker(reward, timeout) if timeout else None
+        if self.worker:
+            atexit.register(self.worker.stop)
+        self.token_masks: list[list[bool] | None] = []
+        self.parts: list[list[Part]] = []
+        # set by the trainer: this rank's rollouts -> a batch with the collective calls
+        self.batch_of: Callable[[Sequence[Rollout]], tuple[RewardBatch, Lockstep]] | None = None
+
+    def __call__(self, prompts: list, **inputs: Any) -> list[float | None]:
+        masks = inputs.get("policy_mask") or [None] * len(prompts)
+        rollouts = self._rollouts(prompts, inputs["completion_ids"], masks, inputs["row"])
+        problem = ""
+        if hasattr(self.reward, "prepare") and self.batch_of:
+            rollouts, problem = self._prepared(*self.batch_of(rollouts))
+        if problem:
+            results: list[tuple[float | None, str]] = [(None, problem)] * len(rollouts)
+        elif self.worker:
+            results = self.worker.score(rollouts)
+        else:
+            results = [score_safely(self.reward, rollout) for rollout in rollouts]
+        values, problems = [value for value, _ in results], [problem for _, problem in results]
+        self.token_masks, self.parts = [], []
+        for place, rollout in enumerate(rollouts):
+            mask, parts, problem = self._spoken_for(rollout)
+            self.token_masks.append(mask)
+            self.parts.append(parts)
+            if problem:
+                values[place], problems[place] = None, problem
+        told = [{"prompt": r.prompt, "completion": r.completion, "row": r.row} for r in rollouts]
+        return self.report(values, problems, told)
+
+    def _prepared(self, batch: RewardBatch, lockstep: Lockstep) -> tuple[list[Rollout], str]:
+        """The rollouts with their notes, and what went wrong on any rank; the state is then as it was."""
+        reward: Any = self.reward
+        before, notes, problem = None, [], ""
+        try:
+            before = deepcopy(reward.state_dict()) if hasattr(reward, "state_dict") else None
+            notes = list(reward.prepare(batch))
+            if len(notes) != len(batch.rollouts):
+                raise ValueError(f"prepare() returned {len(notes)} notes for {len(batch.rollouts)} rollouts")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            problem = describe(error)
+        problem = lockstep.finish(problem)
+        if not problem:
+            return [replace(rollout, note=note) for rollout, note in zip(batch.rollouts, notes, strict=True)], ""
+        if before is not None:
+            try:
+                reward.load_state_dict(before)
+            except Exception as error:
+                problem += f"; and load_state_dict(): {describe(error)}"
+        return list(batch.rollouts), f"prepare() failed: {problem}"
+
+    def _rollouts(
+        self, prompts: list, completion_ids: list[list[int]], masks: list[list[bool] | None], rows: list[dict]
+    ) -> list[Rollout]:
+        texts: dict[str, tuple[str, str]] = {}  # a prompt comes once for each rollout of its group
+        rollouts = []
+        for prompt, ids, mask, row in zip(prompts, completion_ids, masks, rows, strict=True):
+            key = str(prompt)
+            if key not in texts:
+                texts[key] = self._rendered(prompt)
+            rollouts.append(
+                Rollout(
+                    prompt=prompt,
+                    prompt_text=texts[key][0],
+                    blind_text=texts[key][1],
+                    completion=completion_text(self.tokenizer, ids, mask),
+                    completion_ids=tuple(ids),
+                    policy_mask=tuple(mask or ()),
+                    row=row,
+                    task=self.task,
+                )
+            )
+        return rollouts
+
+    def _rendered(self, prompt: Any) -> tuple[str, str]:
+        """As the policy read it, and without its images."""
+        text = render_text(self.tokenizer, prompt, self.template_kwargs)
+        blind = without_images(prompt)
+        return text, render_text(self.tokenizer, blind, self.template_kwargs) if blind != prompt else ""
+
+    def _spoken_for(self, rollout: Rollout) -> tuple[list[bool] | None, list[Part], str]:
+        """The tokens and the parts that the reward names, and what went wrong; all tokens and no parts then."""
+        length = len(rollout.completion_ids)
+        reward: Any = self.reward
+        try:
+            mask = reward.tokens(rollout) if hasattr(reward, "tokens") else None
+            mask = None if mask is None else _flags(mask, length)
+            parts = list(reward.parts(rollout)) if hasattr(reward, "parts") else []
+            if len(parts) > reward_parts(reward):
+                raise ValueError(f"gave {len(parts)} parts, its part_count is {reward_parts(reward)}")
+            return mask, [(_finite(value), _flags(part_mask, length)) for value, part_mask in parts], ""
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return None, [], f"its tokens or parts: {describe(error)}"
+
+
+def reward_parts(reward: Any) -> int:
+    return int(getattr(reward, "part_count", 0))
+
+
+def _flags(mask: Any, length: int) -> list[bool]:
+    flags = list(mask)
+    if len(flags) != length or not all(isinstance(flag, bool | int) for flag in flags):
+        raise ValueError(f"expected {length} of True or False, one a token")
+    return [bool(flag) for flag in flags]
+
+
+def _finite(value: Any) -> float | None:
+    number, problem = score_safely(_Given(value), None)  # type: ignore[arg-type]
+    if problem:
+        raise ValueError(f"a part's value {problem}")
+    return number
+
+
+class _Given:
+    """A value that is there already, so that one place judges what is a finite number."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def score(self, rollout: Any) -> Any:
+        return self.value

@@ -1,0 +1,88 @@
+"""Glue: SIGTERM, SIGUSR1 and a closed terminal end a run after the step in progress, on all ranks alike, and it saves;
+so does Ctrl-C where there is one process.
+
+The ranks agree at the end of every step (one number a rank), so that none saves or stops alone. A signal is seen by a
+thread of its own: the main one may sit in a collective call that never returns, where Python runs no handlers.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlattn.rank import world_size
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+CTRL_C = signal.SIGINT  # of many ranks, launchers make a SIGTERM of it
+
+
+class StopSignals(TrainerCallback):
+    """From `listen` to `leave` the process no longer ends at these signals; `stopped_by` is the one that ended the run.
+
+    One that is ignored already stays so: SIGHUP under nohup and in the ranks of `--ranks`, whose parent passes it on.
+    Where the ranks do not come to the end of a step within `grace_seconds`, the process exits by itself: the run then
+    goes on from the last checkpoint; after Ctrl-C it waits, and Ctrl-C again ends it. Exit code: 128 + the signal's
+    number, 143 for SIGTERM.
+    """
+
+    def __init__(self, grace_seconds: float):
+        self.grace_seconds = grace_seconds
+        self.stopped_by: signal.Signals | None = None
+        self._received = 0
+        self._agreed = threading.Event()
+
+    def listen(self) -> None:
+        """Main thread only."""
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        for number in self._heeded:
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._wait_for_signal, daemon=True).start()
+
+    def leave(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in self._heeded:
+            signal.signal(number, signal.default_int_handler if number == CTRL_C else signal.SIG_DFL)
+        self._agreed.set()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        new = CTRL_C not in self._heeded and world_size() == 1 and signal.getsignal(CTRL_C) != signal.SIG_IGN
+        if new:  # before the first step there is nothing to save, and it just ends
+            self._heeded.append(CTRL_C)
+            signal.signal(CTRL_C, lambda *_: signal.signal(CTRL_C, signal.default_int_handler))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        received = torch.tensor(self._received, device=args.device)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        if not received.item():
+            return
+        self._agreed.set()
+        if state.global_step < state.max_steps:  # else there is nothing left to go on with
+            self.stopped_by = signal.Signals(int(received.item()))
+            control.should_save = control.should_training_stop = True
+
+    def _wait_for_signal(self) -> None:
+        number = 0
+        while number not in SIGNALS:
+            number = self._reader.recv(1)[0]
+            if number in self._heeded and not self._received:
+                self._received = number
+                if number == CTRL_C:
+                    text = "stops after the step in progress, with a checkpoint; Ctrl-C again ends it at once."
+                    print(f"\nrlattn: {text}", file=sys.stderr, flush=True)
+        if not self._agreed.wait(self.grace_seconds):
+            print(
+                f"rlattn: {signal.Signals(number).name}, but the step did not end on all ranks within "
+                f"resume.grace_seconds = {self.grace_seconds:g}; the same command goes on from the last checkpoint.",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(128 + number)

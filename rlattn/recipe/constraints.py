@@ -1,0 +1,286 @@
+"""What must hold between the keys of a recipe, before anything is loaded. Imports neither torch nor TRL."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+
+from rlattn.errors import UserError, did_you_mean
+from rlattn.rank import world_size
+from rlattn.recipe.grpo_fields import load_fields
+from rlattn.recipe.schema import TINY_CONTEXT, TINY_POLICY, Recipe
+from rlattn.rewards import REWARDS, Reward
+from rlattn.rewards.accuracy import Accuracy
+from rlattn.rewards.information_gain import InformationGain
+from rlattn.rewards.self_monitor import SelfMonitor
+from rlattn.rewards.specification import SpecificationShare
+from rlattn.tasks import TASKS, DialogueTask, Task
+from rlattn.types import ATTENTION_LAYERS
+
+READ_FAI = ("global_anchor", "coupled_rhythm")
+INSTALL = {"wandb": "wandb", "trackio": "'rlattn[trackers]'", "tensorboard": "'rlattn[trackers]'"}
+
+
+def setting(recipe: Recipe, key: str) -> object:
+    """A GRPOConfig value: the recipe's, or TRL's default."""
+    return recipe.trainer.get(key, load_fields()[key].default)
+
+
+def number(recipe: Recipe, key: str, default: int) -> int:
+    value = setting(recipe, key)
+    return value if isinstance(value, int) else default
+
+
+def generation_batch(recipe: Recipe, ranks: int) -> int:
+    """Rollouts that are generated together, over all ranks (GRPOConfig's rule)."""
+    size = setting(recipe, "generation_batch_size")
+    if isinstance(size, int):
+        return size
+    per_device = number(recipe, "per_device_train_batch_size", 8)
+    steps = number(recipe, "steps_per_generation", number(recipe, "gradient_accumulation_steps", 1))
+    return per_device * ranks * steps
+
+
+def window_steps(recipe: Recipe) -> float:
+    """Optimizer steps from one generation to the next."""
+    accumulated = number(recipe, "gradient_accumulation_steps", 1)
+    size = setting(recipe, "generation_batch_size")
+    if isinstance(size, int):
+        micro_batches = size / (number(recipe, "per_device_train_batch_size", 8) * world_size())
+    else:
+        micro_batches = number(recipe, "steps_per_generation", accumulated)
+    return micro_batches * number(recipe, "num_iterations", 1) / accumulated
+
+
+def check_recipe(recipe: Recipe, ranks: int = 1) -> list[str]:
+    """Cross-field rules. Returns warnings, one line each.
+
+    Raises:
+        UserError: the run could not start, or would not do what its recipe says.
+    """
+    _check_batch(recipe, ranks)
+    _check_steps(recipe)
+    _check_combinations(recipe)
+    _check_efforts(recipe)
+    warnings = []
+    loss = setting(recipe, "loss_type")
+    if setting(recipe, "importance_sampling_level") == "sequence" and loss in ("bnpo", "dr_grpo", "dapo", "cispo"):
+        warnings.append(
+            f"trainer.importance_sampling_level: sequence with loss_type {loss} weights a rollout by its length; "
+            "GSPO (arXiv 2507.18071) goes with loss_type: grpo."
+        )
+    if all(spec.weight == 0 for spec in recipe.rewards.named.values()):
+        warnings.append("rewards: every weight is 0, so nothing is learned.")
+    low, completion = recipe.attention.horizon[0], number(recipe, "max_completion_length", 512)
+    if recipe.credit and recipe.credit.kind in READ_FAI and low >= completion:
+        warnings.append(
+            f"attention.horizon: no token has a FAI, which looks {low} tokens back and more, in responses of at most "
+            f"{completion} (trainer.max_completion_length). Lower its first number."
+        )
+    return warnings
+
+
+def check_layers(recipe: Recipe, layer_types: tuple[str, ...]) -> None:
+    """Credit reads attention layers of the policy; a hybrid's others have no queries and keys."""
+    if recipe.credit is None:
+        return
+    usable = [i for i, kind in enumerate(layer_types) if kind in ATTENTION_LAYERS]
+    if not usable:
+        raise UserError("credit", "the policy has no full-attention layer to read.", "Leave credit out for it.")
+    for layer in recipe.attention.layers or ():
+        if layer not in usable:
+            raise UserError("attention.layers", f"layer {layer} cannot be read.", f"This policy's are {usable}.")
+
+
+def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> None:
+    """What must hold between a recipe's task and its rewards. Raises UserError."""
+    dialogue = isinstance(task, DialogueTask)
+    if dialogue and recipe.policy.prompt_style == "plain":
+        raise UserError("policy.prompt_style", "a dialogue's turns are chat messages.", "Use chat.")
+    if dialogue and getattr(task, "style", "") == "tools" and recipe.policy.path == TINY_POLICY:
+        raise UserError("task.style", f"{TINY_POLICY}'s chat template cannot carry tool calls.", "Use text.")
+    if dialogue and recipe.task.efforts:
+        problem = "says how long one answer's thought may be, and a dialogue has many turns."
+        raise UserError("task.efforts", problem, "Drop it, or take a task without dialogues.")
+    tools = getattr(task, "style", "") == "tools"
+    spread = recipe.trainer.get("vllm_mode") == "server" or number(recipe, "vllm_tensor_parallel_size", 1) > 1
+    if tools and recipe.trainer.get("use_vllm") and spread and world_size() > 1:
+        problem = "on several ranks TRL's tool loop would hand vLLM's answers to the wrong ranks."
+        raise UserError("trainer.use_vllm", problem, "Use vllm_mode: colocate with one GPU an engine, or style: text.")
+    if tools and "turn_tokens" in recipe.task.options:
+        problem = "bounds turns of free text; with tools a turn may take all of trainer.max_completion_length."
+        raise UserError("task.turn_tokens", problem, "Drop it, or use style: text.")
+    for name, reward in rewards.items():
+        required = recipe.rewards.named[name].requires
+        if required and isinstance(rewards[required], SelfMonitor):
+            problem = f"a gate opens at 1, and '{required}' pays 0 at best: '{name}' would never count."
+            raise UserError(f"rewards.{name}.requires", problem, "Drop it: the monitor weighs in by itself.")
+        if isinstance(reward, SelfMonitor) and 0 < reward.lag <= window_steps(recipe):
+            problem = (
+                f"{reward.lag} steps, and a generation window has {window_steps(recipe):g}: refreshed before every "
+            )
+            raise UserError(
+                f"rewards.{name}.lag",
+                f"{problem}window, the lagged policy would be the current one.",
+                "Make it larger (trainer.steps_per_generation x num_iterations / gradient_accumulation_steps is less).",
+            )
+        names_tokens = hasattr(reward, "tokens") or hasattr(reward, "parts")
+        if names_tokens and setting(recipe, "importance_sampling_level") == "sequence":
+            raise UserError(
+                "trainer.importance_sampling_level",
+                f"sequence spreads every token's gradient over its rollout, and '{name}' names tokens.",
+                "Use token.",
+            )
+        if "environment" in getattr(reward, "needs", ()) and not dialogue:
+            problem = f"speaks of dialogues, and {type(task).__name__} has none."
+            raise UserError(f"rewards.{name}", problem, "Use task.kind: questions, or drop it.")
+        if "images" in getattr(reward, "needs", ()):
+            problem = "needs images, and the policy of a recipe reads text only."
+            raise UserError(f"rewards.{name}", problem, "Give it to AttentionGRPOTrainer, in Python (see the README).")
+        for method in getattr(reward, "needs_of_task", ()):
+            if not callable(getattr(task, method, None)):
+                problem = f"needs a task with {method}(), which {type(task).__name__} has not."
+                have = [kind for kind, built_in in TASKS.items() if hasattr(built_in, method)]
+                which = f" ({', '.join(have)})" if have else ""
+                raise UserError(f"rewards.{name}", problem, f"Use a task that has it{which}, or another reward.")
+        if not isinstance(reward, InformationGain):
+            continue
+        weight = recipe.rewards.named[name].weight
+        if reward.turn_credit and weight:
+            raise UserError(
+                f"rewards.{name}.weight",
+                f"{weight:g} would count the gain a second time: with turn_credit its turns carry it.",
+                "Set weight: 0 and use turn_weight, or turn_credit: false.",
+            )
+        for key in ("requires", "warmup", "decay"):
+            if reward.turn_credit and getattr(recipe.rewards.named[name], key):
+                problem = "bears on a reward's weight; with turn_credit its turns carry it."
+                raise UserError(f"rewards.{name}.{key}", problem, "Drop it, or set turn_credit: false.")
+        if not reward.turn_credit and not weight:
+            problem = "0 leaves nothing of it: without turn_credit it is one number a rollout."
+            raise UserError(f"rewards.{name}.weight", problem, "Give it a weight, set turn_credit: true, or drop it.")
+        paying = [one for other, one in rewards.items() if recipe.rewards.named[other].weight > 0]
+        if not any(
+            isinstance(one, SpecificationShare | Accuracy) or type(one) not in REWARDS.values() for one in paying
+        ):
+            raise UserError(
+                f"rewards.{name}",
+                "comes without a reward for the answer: paid for asking alone, a policy forgets how to answer.",
+                "Add specification: {weight: 1}, or accuracy.",
+            )
+
+
+def check_installed(recipe: Recipe) -> None:
+    """Packages that this recipe needs beyond the core ones."""
+    for tracker in recipe.tracking.report_to:
+        if find_spec(tracker) is None:
+            raise UserError(
+                "tracking.report_to", f"{tracker} is not installed.", f"Run: pip install {INSTALL[tracker]}"
+            )
+    if recipe.trainer.get("use_vllm") and find_spec("vllm") is None:
+        raise UserError("trainer.use_vllm", "vllm is not installed.", "Run: pip install 'rlattn[vllm]'")
+    if recipe.trainer.get("deepspeed") and find_spec("deepspeed") is None:
+        raise UserError("trainer.deepspeed", "deepspeed is not installed.", "Run: pip install 'rlattn[deepspeed]'")
+    if recipe.credit and recipe.attention.backend == "triton" and find_spec("triton") is None:
+        raise UserError("attention.backend", "triton is not installed.", "Run: pip install triton, or use torch.")
+    if recipe.policy.attn_implementation.startswith("flash_attention") and find_spec("flash_attn") is None:
+        raise UserError(
+            "policy.attn_implementation", "flash-attn is not installed.", "Run: pip install flash-attn, or use sdpa."
+        )
+
+
+def _check_batch(recipe: Recipe, ranks: int) -> None:
+    group = number(recipe, "num_generations", 8)
+    if "generation_batch_size" in recipe.trainer and "steps_per_generation" in recipe.trainer:
+        raise UserError(
+            "trainer.generation_batch_size", "and steps_per_generation both say how much to generate.", "Keep one."
+        )
+    per_step = number(recipe, "per_device_train_batch_size", 8) * ranks
+    batch = generation_batch(recipe, ranks)
+    if batch % per_step:
+        raise UserError(
+            "trainer.generation_batch_size",
+            f"{batch} is not a multiple of per_device_train_batch_size x ranks = {per_step}.",
+            f"Nearest: {max(1, round(batch / per_step)) * per_step}.",
+        )
+    if batch % group:
+        below = batch - batch % group
+        raise UserError(
+            "trainer.num_generations",
+            f"a generation batch of {batch} rollouts ({ranks} rank{'s' * (ranks > 1)}) does not hold whole groups of "
+            f"{group}, and a group's advantages need all of it.",
+            f"Make per_device_train_batch_size x steps_per_generation x ranks a multiple of {group}"
+            f" (nearest: {f'{below} or ' if below else ''}{below + group}).",
+        )
+
+
+def _check_steps(recipe: Recipe) -> None:
+    if recipe.trainer.get("save_strategy") == "best":
+        raise UserError(
+            "trainer.save_strategy", "'best' is not offered: evaluation here is rlattn's own.", "Use steps or epoch."
+        )
+    if recipe.trainer.get("eval_strategy") == "epoch":
+        raise UserError("trainer.eval_strategy", "epoch is not offered.", "Give trainer.eval_steps: every how many.")
+    if recipe.trainer.get("eval_strategy") == "steps" and "eval_steps" not in recipe.trainer:
+        raise UserError("trainer.eval_steps", "is required with eval_strategy: steps.", "Add it to the recipe.")
+    steps = number(recipe, "max_steps", -1)
+    for key in ("save_steps", "eval_steps", "logging_steps"):
+        every = recipe.trainer.get(key)
+        if isinstance(every, float):
+            raise UserError(
+                f"trainer.{key}", f"expected a whole number of steps, got {every}.", "Give a number of steps."
+            )
+        if key == "logging_steps" and 0 < steps < (every or 0):
+            raise UserError(f"trainer.{key}", f"{every} is more than max_steps {steps}: nothing would be logged.")
+    if recipe.task.options.get("streaming") and steps <= 0:
+        raise UserError(
+            "trainer.max_steps", "is required when task.streaming is true: a stream has no length.", "Set it."
+        )
+
+
+def _check_combinations(recipe: Recipe) -> None:
+    if recipe.credit and setting(recipe, "importance_sampling_level") == "sequence":
+        raise UserError(
+            "trainer.importance_sampling_level",
+            "sequence spreads every token's gradient over its rollout, so credit would not stay where it is put.",
+            "Use token, or leave credit out.",
+        )
+    completion = number(recipe, "max_completion_length", 512)
+    if recipe.policy.path == TINY_POLICY and completion >= TINY_CONTEXT:
+        raise UserError(
+            "trainer.max_completion_length",
+            f"{completion} exceeds the {TINY_CONTEXT} tokens that {TINY_POLICY} holds, prompt included.",
+            "Lower it.",
+        )
+    for key in recipe.resume.allow_changed:
+        if not any(known == key or known.startswith(f"{key}.") for known in (*recipe.keys, "policy.lora", "trainer")):
+            names = {*recipe.keys, *(f"trainer.{name}" for name in load_fields())}
+            if key not in names:
+                raise UserError("resume.allow_changed", f"'{key}' is no key of a recipe.", did_you_mean(key, names))
+    if recipe.credit and recipe.attention.backend == "triton" and recipe.trainer.get("use_cpu"):
+        raise UserError("attention.backend", "triton needs a CUDA GPU, and trainer.use_cpu is true.", "Use auto.")
+    if recipe.trainer.get("bf16") and recipe.trainer.get("fp16"):
+        raise UserError("trainer.bf16", "and fp16 are both true.", "Keep one.")
+    if recipe.policy.stop_strings and recipe.trainer.get("mask_truncated_completions"):
+        raise UserError(
+            "policy.stop_strings",
+            "and trainer.mask_truncated_completions exclude each other: what a stop string ended has no end token, "
+            "so TRL would mask it as truncated.",
+            "Drop one of them.",
+        )
+    if recipe.policy.stop_strings and recipe.trainer.get("use_vllm"):
+        raise UserError(
+            "policy.stop_strings", "are for transformers generation.", "Under vLLM: trainer.generation_kwargs.stop."
+        )
+    if recipe.policy.path == TINY_POLICY and recipe.policy.prompt_style == "plain":
+        raise UserError("policy.prompt_style", f"{TINY_POLICY} is warm-started on chat prompts.", "Use chat.")
+    if recipe.policy.path == TINY_POLICY and recipe.policy.revision:
+        raise UserError("policy.revision", f"{TINY_POLICY} is made here and has no revisions.", "Remove the key.")
+
+
+def _check_efforts(recipe: Recipe) -> None:
+    for name, spec in recipe.rewards.named.items():
+        if spec.python is None and (spec.kind or name) == "adaptive_effort" and not recipe.task.efforts:
+            raise UserError(
+                "task.efforts",
+                f"is required by rewards.{name}: its prompts must say an effort.",
+                "Add efforts: [0.25, 0.5, 0.75, 1.0] to the task.",
+            )

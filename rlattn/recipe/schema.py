@@ -1,0 +1,360 @@
+"""YAML -> a frozen, typed Recipe. Strict keys, dotted overrides, reasons in errors. Imports neither torch nor TRL."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rlattn.errors import UserError, did_you_mean
+from rlattn.files import expanded, find_file, find_recipe, looks_local, nearest_file
+from rlattn.formats.effort import check_efforts
+from rlattn.formats.yaml import dump_yaml, override, parse_yaml
+from rlattn.recipe import grpo_fields
+from rlattn.recipe.pydantic_errors import refuse_booleans, user_error
+from rlattn.recipe.trainer_keys import OWNED_ELSEWHERE, REFUSED
+from rlattn.types import LARGEST_WEIGHT, AttentionOptions, CreditOptions, WarmStart
+
+TINY_POLICY = "tiny-reasoner"
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+TINY_CONTEXT = 2048  # tokens, prompt and completion together
+TINY_LAYERS = 3
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lora(Strict):
+    """Low-rank adapters through PEFT (arXiv 2106.09685)."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: Text | tuple[Text, ...] = "all-linear"
+
+    @field_validator("target_modules")
+    @classmethod
+    def _a_list_of_names(cls, targets: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not targets or (isinstance(targets, str) and targets != "all-linear"):
+            raise ValueError(f"expected all-linear or a list such as [q_proj, v_proj], got {targets!r}")
+        return targets
+
+
+class Policy(Strict):
+    """The model to train: `tiny-reasoner`, a local folder or a hub id."""
+
+    path: Text
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
+    lora: Lora | None = None
+    prompt_style: Literal["chat", "plain"] = "chat"
+    system_prompt: str | None = None
+    stop_strings: tuple[Text, ...] = ()
+    warm_start: WarmStart | None = None
+    supervised_control: bool = False
+
+    @model_validator(mode="after")
+    def _tiny_only(self) -> Self:
+        if self.path != TINY_POLICY and (self.warm_start or self.supervised_control):
+            raise ValueError(
+                f"warm_start and supervised_control are for the built-in policy `path: {TINY_POLICY}` only"
+            )
+        if self.system_prompt and self.prompt_style == "plain":
+            raise ValueError("a system_prompt needs `prompt_style: chat`: plain prompts have no roles")
+        return self
+
+
+class Plugin(BaseModel):
+    """A task or a reward: a built-in `kind`, or `python: module:Class`; every other key is one of its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str | None = None
+    python: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.kind and self.python:
+            raise ValueError("give `kind` or `python`, not both (an override of one sets the other to null)")
+        return self
+
+
+class TaskSpec(Plugin):
+    efforts: tuple[float, ...] | None = None  # how much thought a prompt may ask for, as a line before it
+    rl_rows: int | None = Field(default=None, ge=1)  # RL trains on the first of the rows; a warm start reads them all
+
+    @field_validator("efforts")
+    @classmethod
+    def _sound_efforts(cls, efforts: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if efforts is not None:
+            check_efforts(efforts)
+        return efforts
+
+
+class RewardSpec(Plugin):
+    weight: float = Field(default=1.0, ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, allow_inf_nan=False, strict=True)
+    requires: Text | None = None  # another reward: this one counts only where that one is at least 1
+    warmup: float = Field(default=0.0, ge=0, le=1)  # the share of the run in which the weight rises from 0
+    decay: float = Field(default=0.0, ge=0, le=1)  # the share of the run, at its end, in which it falls to 0
+    timeout: float | None = Field(default=None, gt=0, le=86_400)  # seconds for one score, in a process apart
+
+    @model_validator(mode="after")
+    def _ramps_fit(self) -> Self:
+        if self.warmup + self.decay > 1:
+            raise ValueError(f"expected warmup + decay of at most 1, got {self.warmup} and {self.decay}")
+        return self
+
+
+class Rewards(BaseModel):
+    """Named rewards and how they combine: `sum` (GRPO) or `decoupled` (GDPO, arXiv 2601.05242)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, RewardSpec] = Field(init=False)
+    combine: Literal["sum", "decoupled"] = "sum"
+    max_failed_share: float = Field(default=0.5, ge=0, le=1)  # of a batch under one reward; more ends the run
+
+    @property
+    def named(self) -> dict[str, RewardSpec]:
+        return dict(self.__pydantic_extra__)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_names(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for name, spec in data.items():
+                if name not in cls.model_fields and not isinstance(spec, Mapping | RewardSpec | None):
+                    hint = did_you_mean(name, cls.model_fields)
+                    raise UserError(f"rewards.{name}", f"expected a section of keys, got {spec!r}.", hint)
+            return {k: {} if v is None and k not in cls.model_fields else v for k, v in data.items()}
+        return data
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Self:
+        if not self.named:
+            raise ValueError("expected at least one reward, such as `accuracy: {weight: 1}`")
+        for name in self.named:
+            if not re.fullmatch(r"[A-Za-z]\w*", name):
+                raise ValueError(f"'{name}': a reward's name is letters, digits and _ (it names its metrics)")
+        for name, spec in self.named.items():
+            if spec.requires == name or (spec.requires and spec.requires not in self.named):
+                others = [other for other in self.named if other != name]
+                raise UserError(
+                    f"rewards.{name}.requires",
+                    f"no other reward '{spec.requires}'.",
+                    did_you_mean(spec.requires, others),
+                )
+        for name, spec in self.named.items():
+            if spec.requires and self.named[spec.requires].requires:
+                problem = f"'{spec.requires}' requires another reward itself."
+                raise UserError(f"rewards.{name}.requires", problem, f"Name '{self.named[spec.requires].requires}'.")
+        return self
+
+
+class CreditSpec(Plugin):
+    """A credit rule, and how its weights meet the advantage; every other key is one of the rule's options."""
+
+    sign: Literal["both", "positive", "negative"] = "both"
+    warmup: float = Field(default=0.0, ge=0, le=1)
+    decay: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def applied(self) -> CreditOptions:
+        return CreditOptions(sign=self.sign, warmup=self.warmup, decay=self.decay)
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        _ = self.applied
+        return self
+
+
+class Tracking(Strict):
+    """Where a run is followed, besides its folder."""
+
+    report_to: tuple[Literal["wandb", "trackio", "tensorboard"], ...] = ()
+    project: Text = "rlattn"
+    tags: tuple[Text, ...] = ()
+    samples: int = Field(default=3, ge=0)  # completions kept of every evaluation
+    token_rollouts: int = Field(default=8, ge=0)  # rollouts of a step whose tokens are kept (tokens/); 0 for none
+    token_every: int = Field(default=10, ge=1)  # steps between two such steps; the first and the last are among them
+
+
+class Resume(Strict):
+    """What happens when the same command runs again."""
+
+    keep_last: int = Field(default=2, ge=1)
+    keep_best: bool = False  # also the checkpoint with the best held-out accuracy
+    grace_seconds: float = Field(default=120, gt=0, le=1e6)  # from a signal to the end of the step; then it exits
+    stall_seconds: float = Field(default=1800, gt=0, le=1e6)  # longest stay of a rank in one phase; then the run ends
+    allow_changed: tuple[Text, ...] = ()  # recipe keys that may differ from the run that is continued
+
+
+class Recipe(Strict):
+    name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
+    seed: int = Field(default=0, ge=0, lt=2**32, strict=True)
+    output_dir: Text | None = None
+    policy: Policy
+    task: TaskSpec
+    rewards: Rewards
+    credit: CreditSpec | None = None
+    attention: AttentionOptions = AttentionOptions()
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    tracking: Tracking = Tracking()
+    resume: Resume = Resume()
+
+    @field_validator("trainer")
+    @classmethod
+    def _grpo_config(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+        fields = grpo_fields.load_fields()
+        for key, value in trainer.items():
+            if key in OWNED_ELSEWHERE:
+                raise UserError(f"trainer.{key}", f"lives at {OWNED_ELSEWHERE[key]}.", "Move it there.")
+            if key in REFUSED:
+                raise UserError(f"trainer.{key}", f"{REFUSED[key]}.", "Remove the key.")
+            if key not in fields:
+                raise UserError(f"trainer.{key}", "unknown key.", _home_of(key) or did_you_mean(key, fields))
+            if isinstance(value, str) and "dict" in fields[key].type and key not in ("deepspeed", "fsdp_config"):
+                raise UserError(f"trainer.{key}", f"expected a mapping, got text {value!r}.", "Write {key: value}.")
+            try:
+                trainer[key] = grpo_fields.validate(key, value)
+            except ValueError as error:
+                raise UserError(f"trainer.{key}", f"{error}".rstrip(".") + ".") from None
+        # TRL logs every 10th step; one line of metrics.jsonl a step is what a run folder promises.
+        return {"logging_steps": 1, **trainer}
+
+    @property
+    def run_dir(self) -> Path:
+        return expanded(self.output_dir or f"runs/{self.name}").absolute()
+
+    @property
+    def hub_ids(self) -> list[str]:
+        """What the recipe takes from the hub: policy and data set, where they are no local files."""
+        kind, options = self.task.kind, self.task.options
+        data = [options.get("path"), options.get("eval_path")] if kind == "dataset" else []
+        paths = [self.policy.path if self.policy.path != TINY_POLICY else None, *data]
+        return [path for path in paths if isinstance(path, str) and not Path(path).exists()]
+
+    @property
+    def keys(self) -> list[str]:
+        """Every dotted key, as `resume.allow_changed` names them."""
+        return list(_flat(self.model_dump(mode="json")))
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, every default written out; parsing it gives an equal Recipe."""
+        return dump_yaml(self.model_dump(mode="json"))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads, overrides (`trainer.max_steps=20`) and validates a recipe; its relative paths are resolved.
+
+    Paths are looked for beside the recipe, then among the shipped files; `path` itself in the working directory, then
+    among the shipped files (`recipes/quickstart.yaml`, or just `quickstart`).
+
+    Raises:
+        UserError: with the key path, what was expected and how to mend it.
+    """
+    file = find_recipe(path)
+    data = parse_yaml(file.read_text(encoding="utf-8", errors="replace"), str(path))
+    if not isinstance(data, dict):
+        raise UserError(str(path), "expected a recipe: a mapping with name, policy, task, rewards and trainer.")
+    for assignment in overrides:
+        override(data, assignment)
+    return _resolve_paths(parse_recipe(data), file.parent)
+
+
+def parse_recipe(data: Mapping[str, Any]) -> Recipe:
+    """A Recipe from plain data. Raises UserError naming the first key at fault."""
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _first_error(error) from None
+    refuse_booleans(data, recipe.model_dump(mode="json"))
+    return recipe
+
+
+def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old, new) for everything that changes what is trained (not where it is stored or shown)."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not re.match(r"(output_dir|tracking|resume)\b", key)
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
+    """Absolute paths for local files, so that the resolved recipe means the same from anywhere."""
+    data = recipe.model_dump()
+    policy = recipe.policy.path
+    if policy != TINY_POLICY:
+        found = find_file(policy, base)
+        if found is not None:
+            data["policy"]["path"] = str(found)
+        elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", policy) or policy.startswith(".") or looks_local(policy, base):
+            raise UserError("policy.path", f"no folder '{policy}'.", nearest_file(policy, base))
+    for key in ("path", "eval_path"):
+        given = recipe.task.options.get(key)
+        if recipe.task.python is None and isinstance(given, str) and given:
+            found = find_file(given, base)
+            if found is not None:
+                data["task"][key] = str(found)
+            elif Path(given).suffix in DATA_SUFFIXES or given.startswith((".", "/", "~")) or looks_local(given, base):
+                raise UserError(f"task.{key}", f"no file '{given}'.", nearest_file(given, base))
+    deepspeed = recipe.trainer.get("deepspeed")
+    if isinstance(deepspeed, str):
+        found = find_file(deepspeed, base)
+        if found is None:
+            raise UserError("trainer.deepspeed", f"no file '{deepspeed}'.", nearest_file(deepspeed, base))
+        data["trainer"]["deepspeed"] = str(found)
+    data["output_dir"] = str(recipe.run_dir)
+    return Recipe.model_validate(data)
+
+
+def _first_error(error: ValidationError) -> UserError:
+    first, *others = sorted(error.errors(), key=lambda one: one["type"] == "missing")  # a typo of it says more
+    where = ".".join(str(part) for part in first["loc"]) or "recipe"
+    more = f" ({len(others)} more after this one.)" if others else ""
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        section = Recipe
+        for part in first["loc"][:-1]:
+            annotation = section.model_fields[str(part)].annotation
+            section = next(c for c in (annotation, *getattr(annotation, "__args__", ())) if _is_model(c))
+        leaf = str(first["loc"][-1])
+        return UserError(where, "unknown key.", (_home_of(leaf) or did_you_mean(leaf, section.model_fields)) + more)
+    if kind == "unexpected_keyword_argument":  # of the warm start
+        names = (AttentionOptions if first["loc"][0] == "attention" else WarmStart).__dataclass_fields__
+        return UserError(where, "unknown key.", did_you_mean(first["loc"][-1], names) + more)
+    return user_error(first, where.split("."), more)
+
+
+def _is_model(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
+
+
+def _home_of(leaf: str) -> str:
+    """Where a key that was put in the wrong section lives."""
+    if leaf in OWNED_ELSEWHERE:
+        return f"It lives at {OWNED_ELSEWHERE[leaf]}."
+    for name, field in Recipe.model_fields.items():
+        if name == leaf:
+            return f"It lives at the top of the recipe: {name}."
+        if _is_model(field.annotation) and leaf in field.annotation.model_fields:  # type: ignore[union-attr]
+            return f"It lives at {name}.{leaf}."
+    return f"It lives at trainer.{leaf}." if leaf in grpo_fields.load_fields() else ""
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict):
+        return {prefix: data}
+    return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}

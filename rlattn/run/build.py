@@ -1,0 +1,219 @@
+"""From a recipe to a trainer: everything checked and built before a weight loads."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PrinterCallback, ProgressCallback
+from trl import GRPOConfig
+
+from rlattn.errors import UserError, describe, did_you_mean
+from rlattn.formats.effort import AtEveryEffort, EffortDraw
+from rlattn.grpo.dialogues import check_dialogues
+from rlattn.grpo.held_out import Example
+from rlattn.grpo.reward_function import RewardFunction
+from rlattn.grpo.reward_hooks import RewardOptions
+from rlattn.grpo.token_log import TokenLog
+from rlattn.grpo.trainer import COMBINE, AttentionGRPOTrainer
+from rlattn.grpo.trl_rows import eval_examples, train_data
+from rlattn.policy.load import PolicySource, prepare_policy
+from rlattn.policy.prompts import render_ids
+from rlattn.preflight.wandb_login import check_wandb
+from rlattn.processes.deepspeed import start_deepspeed
+from rlattn.processes.phases import Phases
+from rlattn.progress import progress
+from rlattn.rank import is_main, say, world_size
+from rlattn.recipe.build import build_credit, build_rewards, build_task
+from rlattn.recipe.constraints import check_built, check_installed, check_layers, check_recipe, number
+from rlattn.recipe.schema import TINY_POLICY, Recipe
+from rlattn.tasks import DialogueTask, Task, WarmStartable
+
+PROMPTS_MEASURED = 1000  # measuring every prompt of a huge data set would take longer than it is worth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything a run is made of, checked, with no weight loaded yet."""
+
+    recipe: Recipe
+    task: Task
+    policy: PolicySource
+    examples: list[Example]
+    reward_funcs: list[Any]
+    data: Any
+
+
+def prepare(recipe: Recipe) -> Setup:
+    """Validates everything that can be before weights load; makes the tiny policy where the recipe wants it."""
+    for warning in check_recipe(recipe, world_size()):
+        say(f"warning: {warning}")
+    check_installed(recipe)
+    if is_main() and "wandb" in recipe.tracking.report_to:
+        check_wandb(os.environ, Path.home())
+    check_generation(recipe)
+    check_backend(recipe)
+    task, rewards = build_task(recipe), build_rewards(recipe)
+    check_built(recipe, task, rewards)
+    if world_size() == 1:
+        # TRL's own refusals, before a policy is made. On several ranks this would start the process group, and
+        # transformers then saves models on rank 0 only: whichever rank makes the tiny policy must be able to.
+        grpo_config(recipe, recipe.run_dir / "checkpoints", {})
+    examples = eval_examples(task, recipe.policy, recipe.task.efforts)
+    data = train_data(task, recipe.policy, recipe.task.rl_rows)
+    with contextlib.ExitStack() as stack:
+        update = None
+
+        def show(step: int, steps: int, loss: float) -> None:
+            nonlocal update
+            update = update or stack.enter_context(progress("warm start", steps, start=step - 1))
+            update(step, f"loss {loss:.3f}")
+
+        policy = prepare_policy(recipe.policy, taught_task(recipe, task), show if is_main() else None)
+    check_lengths(recipe, policy, examples)
+    check_layers(recipe, policy.layer_types)
+    kwargs = template_kwargs(recipe)
+    if isinstance(task, DialogueTask):
+        check_dialogues(task, policy.tokenizer, kwargs)
+    return Setup(
+        recipe=recipe,
+        task=task,
+        policy=policy,
+        examples=examples,
+        reward_funcs=[
+            RewardFunction(name, reward, task, policy.tokenizer, kwargs, recipe.rewards.named[name].timeout)
+            for name, reward in rewards.items()
+        ],
+        data=data,
+    )
+
+
+def make_trainer(
+    setup: Setup,
+    output_dir: Path,
+    callbacks: list[Any],
+    token_log: TokenLog | None = None,
+    phases: Phases | None = None,
+    on_failure: Callable[[dict[str, Any]], None] | None = None,
+    **overrides: Any,
+) -> AttentionGRPOTrainer:
+    recipe, policy = setup.recipe, setup.policy
+    trainer = AttentionGRPOTrainer(
+        model=policy.path,
+        reward_funcs=setup.reward_funcs,
+        args=grpo_config(recipe, output_dir, policy.init_kwargs, **overrides),
+        train_dataset=setup.data,
+        processing_class=policy.tokenizer,
+        peft_config=policy.peft_config,
+        callbacks=callbacks,
+        stop_strings=recipe.policy.stop_strings,
+        reward_options=replace(reward_options(recipe), on_failure=on_failure),
+        keep_best=recipe.resume.keep_best,
+        measure=getattr(setup.task, "metrics", None),
+        at_epoch=EffortDraw(efforts=efforts, seed=recipe.seed) if (efforts := recipe.task.efforts) else None,
+        dialogue=setup.task if isinstance(setup.task, DialogueTask) else None,
+        credit=build_credit(recipe),
+        attention=recipe.attention,
+        credit_options=recipe.credit.applied if recipe.credit else None,
+        token_log=token_log,
+        phases=phases,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def taught_task(recipe: Recipe, task: Task) -> Task:
+    """The task as a warm start teaches it: its prompts say an effort where the run's do."""
+    efforts = recipe.task.efforts
+    return AtEveryEffort(task=task, efforts=efforts) if efforts and isinstance(task, WarmStartable) else task
+
+
+def reward_options(recipe: Recipe) -> RewardOptions:
+    specs = recipe.rewards.named.items()
+    return RewardOptions(
+        requires={name: spec.requires for name, spec in specs if spec.requires},
+        ramps={name: (spec.warmup, spec.decay) for name, spec in specs if spec.warmup or spec.decay},
+        max_failed_share=recipe.rewards.max_failed_share,
+    )
+
+
+def grpo_config(recipe: Recipe, output_dir: Path, model_init_kwargs: dict[str, Any], **overrides: Any) -> GRPOConfig:
+    """The recipe's `trainer` keys, and what other sections say in TRL's own terms."""
+    keys = {k: v for k, v in recipe.trainer.items() if k not in ("eval_steps", "eval_strategy")}
+    gpu = torch.cuda.is_available() and not keys.get("use_cpu")
+    if not gpu and not torch.backends.mps.is_available():
+        keys |= {"use_cpu": True, "dataloader_pin_memory": False}
+    if keys.get("deepspeed"):
+        keys["use_cpu"] = False  # DeepSpeed's own DS_ACCELERATOR says
+        keys["accelerator_config"] = {**(keys.get("accelerator_config") or {}), **start_deepspeed()}
+    if recipe.policy.path == TINY_POLICY:  # all its parameters are used; DDP would look for others at every step
+        keys.setdefault("ddp_find_unused_parameters", False)
+    keys.setdefault("bf16", gpu and torch.cuda.is_bf16_supported() and not keys.get("fp16"))
+    rewards = recipe.rewards
+    os.environ.update(tracker_environment(recipe))
+    values = {
+        **keys,
+        "seed": recipe.seed,
+        "output_dir": str(output_dir),
+        "run_name": recipe.name,
+        "report_to": list(recipe.tracking.report_to) or "none",
+        "project": recipe.tracking.project,
+        "reward_weights": [spec.weight for spec in rewards.named.values()],
+        "multi_objective_aggregation": COMBINE[rewards.combine],
+        "save_total_limit": recipe.resume.keep_last,
+        "model_init_kwargs": model_init_kwargs,
+        "disable_tqdm": True,
+    }
+    try:
+        return GRPOConfig(**(values | overrides))
+    except Exception as error:
+        raise UserError("trainer", f"TRL refuses it: {describe(error)}.") from None
+
+
+def tracker_environment(recipe: Recipe) -> dict[str, str]:
+    """Where each tracker writes, unless the user's environment already says."""
+    run = str(recipe.run_dir)
+    wanted = {
+        "WANDB_PROJECT": recipe.tracking.project,
+        "WANDB_DIR": run,
+        "WANDB_TAGS": ",".join(recipe.tracking.tags),
+        "TENSORBOARD_LOGGING_DIR": f"{run}/tensorboard",
+    }
+    return {key: value for key, value in wanted.items() if value and key not in os.environ}
+
+
+def check_lengths(recipe: Recipe, policy: PolicySource, examples: list[Example]) -> None:
+    """A prompt and a completion must fit the model's context together."""
+    completion = number(recipe, "max_completion_length", 512)
+    prompt = max(
+        len(render_ids(policy.tokenizer, e["prompt"], template_kwargs(recipe))) for e in examples[:PROMPTS_MEASURED]
+    )
+    if policy.context and prompt + completion > policy.context:
+        raise UserError(
+            "trainer.max_completion_length",
+            f"{completion} and the longest held-out prompt ({prompt} tokens) exceed the model's context of "
+            f"{policy.context} tokens.",
+            f"At most {max(policy.context - prompt, 0)}.",
+        )
+
+
+def check_generation(recipe: Recipe) -> None:
+    """transformers ignores generation settings that it does not know; a typo should not go unnoticed."""
+    known = vars(GenerationConfig())
+    for key in recipe.trainer.get("generation_kwargs") or {}:
+        if key not in known and not recipe.trainer.get("use_vllm"):
+            raise UserError(f"trainer.generation_kwargs.{key}", "unknown setting.", did_you_mean(key, known))
+
+
+def check_backend(recipe: Recipe) -> None:
+    """The fused kernels are for CUDA."""
+    if recipe.credit and recipe.attention.backend == "triton" and not torch.cuda.is_available():
+        raise UserError("attention.backend", "triton needs a CUDA GPU.", "Use torch.")
+
+
+def template_kwargs(recipe: Recipe) -> dict[str, Any]:
+    return dict(recipe.trainer.get("chat_template_kwargs") or {})
