@@ -69,7 +69,8 @@ def train(
     from rlattn.rank import check_launcher, world_size
     from rlattn.recipe.build import build_credit, build_rewards, build_task
     from rlattn.recipe.constraints import check_built, check_installed, check_recipe
-    from rlattn.recipe.schema import TINY_POLICY, load_recipe
+    from rlattn.recipe.load import load_recipe
+    from rlattn.recipe.schema import TINY_POLICY
     from rlattn.run_folder.folder import open_run
 
     outlive_terminal()
@@ -110,7 +111,7 @@ def check(
 ) -> None:
     """Validate a recipe and estimate its memory, in seconds, without loading a model."""
     from rlattn.preflight.check import check as check_all
-    from rlattn.recipe.schema import load_recipe
+    from rlattn.recipe.load import load_recipe
 
     parsed = load_recipe(recipe, overrides or [])
     print("\n".join(check_all(parsed, ranks=ranks, gpu_memory=gpu_memory)))
@@ -131,7 +132,7 @@ def score(
     import json
 
     from rlattn.evaluation.score_file import score_file, summary_lines
-    from rlattn.recipe.schema import load_recipe
+    from rlattn.recipe.load import load_recipe
 
     if completions == Path():
         raise UserError("--completions", "is required.", "Expected a jsonl file with `completion` on every line.")

@@ -1,13 +1,13 @@
 """The shapes that flow through rlattn. Legend: B rollouts, T completion tokens, K rewards."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from random import Random
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rlattn.tasks import Task
 
 Messages = list[dict[str, Any]]
 Prompt = str | Sequence[str | Sequence[int]]
@@ -194,3 +194,92 @@ class CreditOptions:
             raise ValueError(f"sign: expected both, positive or negative, got {self.sign!r}")
         if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
             raise ValueError(f"warmup: expected warmup + decay within 0 to 1, got {self.warmup} and {self.decay}")
+
+
+Row = Mapping[str, Any]
+Split = Literal["train", "eval"]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What rlattn needs of a task. Your own: a dataclass with these methods, named by `python:` in a recipe.
+
+    It may also have `metrics(completion, row) -> dict[str, float]`: numbers about a completion besides its being right.
+    Their means are logged as `task/<name>` in training and `eval/<name>` on held-out rows; a completion on which it
+    fails is left out, and the first cause told.
+    """
+
+    def rows(self, split: Split) -> Iterable[Row]:
+        """The rows of a split: a list of dicts, a `datasets.Dataset` or a `datasets.IterableDataset`.
+
+        Every row has `prompt` (text, or chat messages) and whatever `verify` reads. Train and eval are disjoint.
+        """
+        ...
+
+    def verify(self, completion: str, row: Row) -> float:
+        """1.0 where the final answer of `completion` is right, else 0.0. Never raises on what a policy may write."""
+        ...
+
+    def gold(self, row: Row) -> str:
+        """A completion that `verify` scores 1.0."""
+        ...
+
+
+@runtime_checkable
+class WarmStartable(Task, Protocol):
+    """A task that can also teach a tiny policy its format before RL."""
+
+    def trace(self, row: Row, rng: Random, noise: float) -> str:
+        """A worked response in the task's format. `noise`: chance that a worked step goes wrong, in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class DialogueTask(Task, Protocol):
+    """A task whose rows are dialogues; `completion` is then the transcript (`rlattn/formats/transcript.py`).
+
+    It also has `questions`, the most turns that are replied to; `turn_tokens`, the longest turn of the policy's; and
+    `style`: `text`, or `tools` where the policy asks by calling the tool `ask`.
+    """
+
+    @property
+    def questions(self) -> int: ...
+
+    @property
+    def turn_tokens(self) -> int: ...
+
+    @property
+    def style(self) -> Literal["text", "tools"]: ...
+
+    def reply(self, turn: str, row: Row) -> str | None:
+        """What is said to a turn of the policy's; None where it ends the dialogue. Pure; never raises."""
+        ...
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """What rlattn needs of a reward. A reward of your own: a class with this method, named by `python:` in a recipe."""
+
+    def score(self, rollout: Rollout) -> float | None:
+        """The reward of one rollout. `None` is neutral: it neither pays nor costs, unlike 0. Pure."""
+        ...
+
+
+@runtime_checkable
+class CreditRule(Protocol):
+    """What rlattn needs of a credit rule. A rule of your own: a class with this method, named by `python:` in a recipe.
+
+    Two class attributes say what to capture, with these values where they are missing: `needs_attention = True` and
+    `needs_entropy = False`. Weights that are negative or not finite are caught by `compute_credit`.
+    """
+
+    def __call__(self, signals: Signals, step: int = 0) -> Credit:
+        """One weight a token.
+
+        Args:
+            signals: of a batch of rollouts, detached.
+            step: the number of this call, for rules that draw: the same rule, step and shape draw the same tokens. Pass
+                a number that differs between steps, and between the batches and ranks of one step. Rules that do not
+                draw may leave the argument out.
+        """
+        ...

@@ -8,7 +8,7 @@ import pytest
 from rlattn.cli import main
 from rlattn.policy.load import make_tiny_policy
 from rlattn.recipe.build import build_task
-from rlattn.recipe.schema import load_recipe
+from rlattn.recipe.load import load_recipe
 from rlattn.run.build import taught_task
 
 

@@ -7,7 +7,7 @@ import sys
 from conftest import rlattn
 
 from rlattn.bench import resume as bench_resume
-from rlattn.run_folder.folder import read_rows
+from rlattn.run_folder.jsonl import read_rows
 
 SMALL = (
     "policy={path: tiny-reasoner, warm_start: {steps: 20, batch_size: 8}}",

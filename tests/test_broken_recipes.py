@@ -9,7 +9,7 @@ import pytest
 
 from rlattn.errors import UserError
 from rlattn.preflight.check import check
-from rlattn.recipe.schema import load_recipe
+from rlattn.recipe.load import load_recipe
 
 GOOD = """
 name: broken

@@ -25,7 +25,7 @@ from rlattn.run_folder.checkpoints import (
     rotate,
     seal,
 )
-from rlattn.run_folder.folder import read_rows
+from rlattn.run_folder.jsonl import read_rows
 
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 

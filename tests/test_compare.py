@@ -9,11 +9,11 @@ import pytest
 
 from rlattn.cli import main
 from rlattn.errors import UserError
-from rlattn.recipe.schema import load_recipe
+from rlattn.recipe.load import load_recipe
 from rlattn.report import page
 from rlattn.report.compare import compare, interval
 from rlattn.report.metrics import describe_metric
-from rlattn.run_folder.folder import append_row
+from rlattn.run_folder.jsonl import append_row
 
 
 def run_folder(folder, accuracy, *overrides):

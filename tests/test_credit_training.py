@@ -13,7 +13,7 @@ from rlattn import AttentionGRPOTrainer
 from rlattn.credit import CREDIT_RULES
 from rlattn.credit.base import compute_credit
 from rlattn.errors import UserError
-from rlattn.recipe.schema import load_recipe
+from rlattn.recipe.load import load_recipe
 from rlattn.run.build import prepare
 from rlattn.types import AttentionOptions, Credit, CreditOptions, Signals
 

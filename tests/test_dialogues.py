@@ -19,10 +19,11 @@ from rlattn.credit import CREDIT_RULES
 from rlattn.credit.advantages import part_advantages
 from rlattn.errors import UserError
 from rlattn.formats.transcript import read_transcript, runs
-from rlattn.grpo.dialogues import check_dialogues, completion_text, encode_dialogue, reply_ids
+from rlattn.grpo.dialogues import check_dialogues
 from rlattn.grpo.held_out import evaluate
 from rlattn.grpo.reward_function import RewardFunction
 from rlattn.grpo.trl_rows import eval_examples, train_data
+from rlattn.policy.chat_tokens import completion_text, encode_dialogue, reply_ids
 from rlattn.policy.tiny import tiny_policy
 from rlattn.recipe.schema import Policy
 from rlattn.rewards import REWARDS

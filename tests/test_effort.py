@@ -12,10 +12,11 @@ from rlattn.formats.effort import AtEveryEffort, EffortDraw, at_effort, thought_
 from rlattn.grpo.held_out import Outcome, summarise
 from rlattn.grpo.trl_rows import eval_examples
 from rlattn.preflight.check import check
-from rlattn.recipe.schema import Policy, load_recipe
+from rlattn.recipe.load import load_recipe
+from rlattn.recipe.schema import Policy
 from rlattn.report.data import read_run
-from rlattn.rewards import score_safely
 from rlattn.rewards.adaptive_effort import AdaptiveEffort, Thought, gated, update_averages
+from rlattn.rewards.protocol import score_safely
 from rlattn.tasks import Arithmetic, Countdown, DatasetTask
 from rlattn.types import RewardBatch, Rollout
 

@@ -93,7 +93,7 @@ def test_the_perturbation_test_stays_within_the_context(runs, tmp_path):
 
     from rlattn.policy.prompts import chat_or_plain, render_ids
     from rlattn.recipe.build import build_task
-    from rlattn.recipe.schema import load_recipe
+    from rlattn.recipe.load import load_recipe
 
     tokenizer, recipe = AutoTokenizer.from_pretrained(runs / "sums/model"), load_recipe(runs / "sums/recipe.yaml")
     prompts = [chat_or_plain(row["prompt"], recipe.policy) for row in build_task(recipe).rows("eval")]

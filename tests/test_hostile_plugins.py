@@ -4,7 +4,7 @@ import pytest
 
 from rlattn.errors import UserError
 from rlattn.preflight.check import check
-from rlattn.recipe.schema import load_recipe
+from rlattn.recipe.load import load_recipe
 
 SCORE = "    def score(self, rollout): return 1.0\n"
 PROPERTY = "    @property\n    def {name}(self): raise RuntimeError('not yet')\n"

@@ -10,7 +10,7 @@ from conftest import SMALL, rlattn
 
 from rlattn.errors import UserError
 from rlattn.processes import launch
-from rlattn.run_folder.folder import read_rows
+from rlattn.run_folder.jsonl import read_rows
 
 STOPPING = """
 import atexit, json, os, time

@@ -16,7 +16,7 @@ from conftest import REPO
 from rlattn.errors import UserError
 from rlattn.preflight.check import check, memory_a_rank, model_config, prompt_tokens, prompts_of
 from rlattn.recipe.build import build_task
-from rlattn.recipe.schema import load_recipe
+from rlattn.recipe.load import load_recipe
 
 LAUNCH = REPO / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])

@@ -9,7 +9,7 @@ import pytest
 from rlattn.errors import UserError
 from rlattn.rank import check_launcher
 from rlattn.recipe.build import build_rewards
-from rlattn.recipe.schema import load_recipe
+from rlattn.recipe.load import load_recipe
 from rlattn.run_folder.checkpoints import PARTIAL, seal
 from rlattn.run_folder.folder import is_run, open_run, start_run
 

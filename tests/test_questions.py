@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from rlattn.formats.transcript import read_transcript, runs, write_transcript
 from rlattn.rewards import REWARDS
 from rlattn.rewards.information_gain import turn_parts, turn_values
-from rlattn.tasks import DialogueTask, Questions, WarmStartable
+from rlattn.tasks import Questions
 from rlattn.tasks.questions.belief import greedy_gain, random_gain
 from rlattn.tasks.questions.task import UNCLEAR
 from rlattn.tasks.questions.wording import answer_allows, question_about, read_specification
-from rlattn.types import Rollout
+from rlattn.types import DialogueTask, Rollout, WarmStartable
 
 PARCEL = Questions(train_rows=50, eval_rows=20)
 DIAGRAM = Questions(path="data/task_spaces/diagram.yaml", train_rows=50, eval_rows=20)

@@ -8,7 +8,7 @@ from rlattn.errors import UserError
 from rlattn.files import find_recipe, shipped_dir
 from rlattn.preflight.check import check
 from rlattn.recipe.build import build_credit, build_rewards, build_task
-from rlattn.recipe.schema import differences, load_recipe
+from rlattn.recipe.load import differences, load_recipe
 from rlattn.types import CreditOptions
 
 SHIPPED = sorted(shipped_dir("recipes").glob("*.yaml"))

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlattn.grpo.token_log import write_tokens
-from rlattn.recipe.schema import load_recipe
+from rlattn.recipe.load import load_recipe
 from rlattn.report import page, read_run, write_report
 from rlattn.report.alarms import ACCURACY, enough_for_alarms, find_alarms, onset
 from rlattn.report.data import curves
 from rlattn.report.metrics import describe_metric
 from rlattn.report.thin import shortened, spread, thinned
-from rlattn.run_folder.folder import append_row
+from rlattn.run_folder.jsonl import append_row
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u202e\u200b<!--"
 

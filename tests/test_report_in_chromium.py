@@ -11,7 +11,8 @@ from test_report import HOSTILE, rollout, run_folder
 from rlattn.grpo.token_log import write_tokens
 from rlattn.report import page, write_report
 from rlattn.report.compare import compare
-from rlattn.run_folder.folder import append_row, write_text
+from rlattn.run_folder.folder import write_text
+from rlattn.run_folder.jsonl import append_row
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 WIDTHS = {"phone": 390, "desk": 1280}

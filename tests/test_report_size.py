@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from rlattn.grpo.token_log import write_tokens
 from rlattn.report import page, read_run
 from rlattn.report.thin import POINTS
-from rlattn.run_folder.folder import append_row
+from rlattn.run_folder.jsonl import append_row
 
 MAILED = 15e6  # bytes
 

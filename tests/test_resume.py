@@ -13,7 +13,7 @@ from test_reward_training import LogOnly, trained, weights
 from test_trl_contract import policy  # noqa: F401
 
 from rlattn.errors import UserError
-from rlattn.run_folder.folder import read_rows
+from rlattn.run_folder.jsonl import read_rows
 
 # A generation window of four steps, an epoch of eight: checkpoint 10 lies inside a window of the second epoch.
 WINDOWS = {"steps_per_generation": 2, "num_iterations": 2, "max_steps": 13, "logging_steps": 4, "train_rows": 8}

@@ -8,7 +8,7 @@ from conftest import rlattn
 from safetensors.torch import load_file
 from test_resume import untimed
 
-from rlattn.run_folder.folder import read_rows
+from rlattn.run_folder.jsonl import read_rows
 
 SMALL = (
     "policy.warm_start.steps=40", "trainer.max_steps=4", "trainer.save_steps=2", "trainer.eval_steps=2",

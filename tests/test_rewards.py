@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlattn.rewards import REWARDS, score_safely
+from rlattn.rewards import REWARDS
 from rlattn.rewards.brevity import Brevity
 from rlattn.rewards.format import Format
+from rlattn.rewards.protocol import score_safely
 from rlattn.tasks import Arithmetic
 from rlattn.types import Rollout
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from wandb_file import records
 
-from rlattn.run_folder.folder import lock_run, read_rows
+from rlattn.run_folder.folder import lock_run
+from rlattn.run_folder.jsonl import read_rows
 
 RUN = "runs/quickstart"
 

@@ -9,7 +9,7 @@ import pytest
 from rlattn.errors import UserError
 from rlattn.preflight.check import check
 from rlattn.recipe.build import build_rewards
-from rlattn.recipe.schema import load_recipe, parse_recipe
+from rlattn.recipe.load import load_recipe, parse_recipe
 from rlattn.rewards.payoff import Payoff
 from rlattn.rewards.self_monitor import SelfMonitor, next_multiplier
 from rlattn.tasks import Ledger

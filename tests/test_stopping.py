@@ -7,7 +7,7 @@ from conftest import SMALL, rlattn
 from test_resume import untimed
 
 from rlattn.processes.deepspeed import stale_locks
-from rlattn.run_folder.folder import read_rows
+from rlattn.run_folder.jsonl import read_rows
 
 SIGNALLED = """
 import os, signal, time

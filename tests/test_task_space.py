@@ -20,7 +20,7 @@ from rlattn.tasks.questions.belief import (
     restrict,
     total_entropy,
 )
-from rlattn.tasks.questions.space import parse_space
+from rlattn.tasks.questions.space_file import parse_space
 
 SPACE = {
     "about": "a thing",

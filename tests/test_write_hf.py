@@ -4,7 +4,7 @@ import pytest
 from test_inspect import save_model, save_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from rlattn.grpo.second_rollouts import write_hf
+from rlattn.policy.generate import write_hf
 
 PROMPTS = ["Two and two?", "A longer prompt than that one: how many?", "Why"]
 

@@ -14,7 +14,8 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlattn.run_folder.folder import read_rows, read_summary
+from rlattn.run_folder.folder import read_summary
+from rlattn.run_folder.jsonl import read_rows
 from rlattn.tasks import Questions
 from rlattn.tasks.questions.belief import greedy_gain, random_gain
 

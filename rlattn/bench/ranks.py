@@ -10,7 +10,7 @@ from typing import Any
 
 from rlattn.files import shipped_dir
 from rlattn.processes.phases import TIMED
-from rlattn.run_folder.folder import read_rows
+from rlattn.run_folder.jsonl import read_rows
 
 BATCH = 32  # rollouts of a step, over all ranks
 WHOLE = "step"

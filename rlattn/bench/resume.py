@@ -22,7 +22,7 @@ from typing import Any
 
 from rlattn.files import shipped_dir
 from rlattn.recipe.schema import TINY_POLICY
-from rlattn.run_folder.folder import read_rows
+from rlattn.run_folder.jsonl import read_rows
 from rlattn.types import RewardBatch, Rollout
 
 STEPS = 12

@@ -4,9 +4,10 @@ A rule is a frozen dataclass; its fields are its options in a recipe (`credit: {
 """
 
 from rlattn.credit.apply import apply_credit, schedule, scheduled_weights
-from rlattn.credit.base import CreditRule, check_weights, compute_credit
+from rlattn.credit.base import check_weights, compute_credit
 from rlattn.credit.controls import Entropy, Random, Shuffled, Uniform
 from rlattn.credit.rhythm import CoupledRhythm, GlobalAnchor, LocalChunk
+from rlattn.types import CreditRule
 
 __all__ = [
     "CREDIT_RULES",

@@ -8,12 +8,12 @@ import inspect
 import logging
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from rlattn.credit.diagnostics import diagnose
 from rlattn.credit.selection import Select, incomplete_rows
 from rlattn.errors import describe
-from rlattn.types import Credit, Signals
+from rlattn.types import Credit, CreditRule, Signals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,26 +24,6 @@ LARGEST_AMPLIFICATION = 100.0
 LARGEST_WEIGHT = 1e4
 
 logger = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class CreditRule(Protocol):
-    """What rlattn needs of a credit rule. A rule of your own: a class with this method, named by `python:` in a recipe.
-
-    Two class attributes say what to capture, with these values where they are missing: `needs_attention = True` and
-    `needs_entropy = False`. Weights that are negative or not finite are caught by `compute_credit`.
-    """
-
-    def __call__(self, signals: Signals, step: int = 0) -> Credit:
-        """One weight a token.
-
-        Args:
-            signals: of a batch of rollouts, detached.
-            step: the number of this call, for rules that draw: the same rule, step and shape draw the same tokens. Pass
-                a number that differs between steps, and between the batches and ranks of one step. Rules that do not
-                draw may leave the argument out.
-        """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,11 @@ import random
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from rlattn.credit.base import Amplify, CreditRule, Ranked, check_choice
+from rlattn.credit.base import Amplify, Ranked, check_choice
 from rlattn.credit.diagnostics import diagnose
 from rlattn.credit.rhythm import CoupledRhythm, GlobalAnchor, LocalChunk
 from rlattn.credit.selection import incomplete_rows, top_fraction
-from rlattn.types import Credit, Signals
+from rlattn.types import Credit, CreditRule, Signals
 
 if TYPE_CHECKING:
     from torch import Tensor

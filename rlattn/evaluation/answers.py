@@ -14,19 +14,19 @@ from rlattn.errors import UserError, describe
 from rlattn.evaluation.plan import Item, Plan
 from rlattn.evaluation.subjects import Subject
 from rlattn.formats.effort import thought_tokens
-from rlattn.grpo.dialogues import check_dialogues, completion_text, plain_dialogues
+from rlattn.grpo.dialogues import check_dialogues, plain_dialogues
 from rlattn.grpo.held_out import Example
-from rlattn.grpo.second_rollouts import end_tokens, write_hf
 from rlattn.inspection.inputs import check_decoder_only, load_config, load_tokenizer
+from rlattn.policy.chat_tokens import completion_text
+from rlattn.policy.generate import end_tokens, write_hf
 from rlattn.policy.load import load_model, make_tiny_policy
 from rlattn.policy.prompts import chat_or_plain, decode, render_ids
 from rlattn.preflight.weight_files import check_weight_files
 from rlattn.progress import progress
 from rlattn.recipe.schema import TINY_POLICY, Policy
 from rlattn.run.build import taught_task
-from rlattn.tasks import DialogueTask, Task
 from rlattn.tasks.guarded_metrics import SafeMetrics
-from rlattn.types import Messages
+from rlattn.types import DialogueTask, Messages, Task
 
 SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
 

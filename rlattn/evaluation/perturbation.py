@@ -95,7 +95,7 @@ def perturb(loaded: "Loaded", completions: Sequence[list[int]], prompts: Sequenc
     import torch
 
     from rlattn.attention import rhythm_signals
-    from rlattn.grpo.second_rollouts import end_tokens
+    from rlattn.policy.generate import end_tokens
     from rlattn.progress import progress
 
     model, plan = loaded.model, loaded.plan

@@ -14,10 +14,11 @@ from rlattn.formats.yaml import override, parse_yaml
 from rlattn.preflight.hub import go_offline_if_unreachable
 from rlattn.recipe.build import build_task
 from rlattn.recipe.constraints import number
-from rlattn.recipe.schema import TINY_POLICY, Recipe, differences, load_recipe, parse_recipe
-from rlattn.tasks import DatasetTask, DialogueTask, Row, Task, WarmStartable
+from rlattn.recipe.load import differences, load_recipe, parse_recipe
+from rlattn.recipe.schema import TINY_POLICY, Recipe
+from rlattn.tasks import DatasetTask
 from rlattn.tasks.rows import check_gold, check_row, rows_of
-from rlattn.types import Messages
+from rlattn.types import DialogueTask, Messages, Row, Task, WarmStartable
 
 BATCH = 8
 SAY_WHAT = "Give --task RECIPE (`rlattn recipes` lists them), or --data FILE with `prompt` and `answer` a line."

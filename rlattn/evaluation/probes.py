@@ -19,9 +19,8 @@ from rlattn.evaluation.deception import (
 from rlattn.evaluation.flips import LOOK_AGAIN, Choice, corrections, parse_choice, read_choice, sycophancy
 from rlattn.evaluation.judges import Judge, check_judge
 from rlattn.files import expanded
-from rlattn.tasks import DialogueTask
 from rlattn.tasks.dataset.readers import data_files, read_rows
-from rlattn.types import Messages
+from rlattn.types import DialogueTask, Messages
 
 if TYPE_CHECKING:
     from rlattn.evaluation.answers import Checked, Loaded

@@ -12,10 +12,10 @@ from rlattn.errors import UserError
 from rlattn.progress import visible
 from rlattn.recipe.build import build_rewards, build_task
 from rlattn.recipe.schema import Recipe
-from rlattn.rewards import Reward, score_safely
+from rlattn.rewards.protocol import score_safely
 from rlattn.rewards.timeout import ScoreWorker
 from rlattn.tasks.rows import check_row
-from rlattn.types import Rollout
+from rlattn.types import Reward, Rollout
 
 SAMPLE = {"step", "prompt", "completion", "gold", "score", "row"}  # a line of a run's samples.jsonl
 FAILURE = {"step", "prompt", "completion", "row", "reward", "failed", "problem"}  # a line of its failures.jsonl

@@ -18,7 +18,7 @@ from rlattn.formats.token_span import Decode, token_span
 from rlattn.types import Messages
 
 if TYPE_CHECKING:
-    from rlattn.tasks import Row, Split, WarmStartable
+    from rlattn.types import Row, Split, WarmStartable
 
 FULL = 1.0  # asks for as much thought as it takes
 OPEN, CLOSE = "<think>", "</think>"

@@ -7,7 +7,6 @@ wrote, so that credit, rewards and metrics are the same. A reply's tokens are ne
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,15 +18,14 @@ from trl.chat_template_utils import (
     add_response_schema,
     get_training_chat_template,
     is_chat_template_prefix_preserving,
-    parse_response,
     supports_tool_calling,
 )
 
 from rlattn.errors import UserError, describe
-from rlattn.formats.transcript import runs, write_transcript
 from rlattn.grpo.second_rollouts import apart, generate_turn, settings
+from rlattn.policy.chat_tokens import reply_ids, reply_text
 from rlattn.policy.prompts import decode, render_ids
-from rlattn.tasks import DialogueTask, Row
+from rlattn.types import DialogueTask, Row
 
 if TYPE_CHECKING:
     from rlattn.grpo.held_out import Example
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
 
 # prompts to one turn each, as token ids, and the tokens' log-probabilities where the backend has them
 GenerateTurn = Callable[[list[list[int]]], tuple[list[list[int]], list[list[float]] | None]]
-TOOL_ERROR = re.compile(r"\{'error': .*")  # TRL's answer to a bad call, which repeats what the policy wrote
-MARK = "\u2042"  # stands for a turn while the chat template's frame around it is read
 ENOUGH = "Enough."  # names no value
 
 
@@ -90,48 +86,6 @@ def hold(
             dialogue.over = not told or len(dialogue.completion_ids) + len(told) >= most_tokens
             if not dialogue.over:
                 dialogue.add(told, own=False)
-
-
-def reply_ids(tokenizer: PreTrainedTokenizerBase, reply: str, template_kwargs: dict[str, Any]) -> list[int]:
-    """What the chat template writes between the end of one turn and the beginning of the next, the reply in it."""
-    return list(tokenizer(reply_text(tokenizer, reply, template_kwargs), add_special_tokens=False)["input_ids"])
-
-
-def reply_text(tokenizer: PreTrainedTokenizerBase, reply: str, template_kwargs: dict[str, Any]) -> str:
-    messages = [
-        {"role": "user", "content": "?"},
-        {"role": "assistant", "content": MARK},
-        {"role": "user", "content": reply},
-    ]
-    text: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **template_kwargs)
-    frame: str = text.rpartition(MARK)[2]
-    before, end, after = frame.partition(str(tokenizer.eos_token))
-    return after if end and reply not in before else frame  # the turn's own end token stands there already
-
-
-def encode_dialogue(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str | None]]
-) -> tuple[list[int], list[bool]]:
-    """A written dialogue as the tokens it would have been held in, and which are the policy's."""
-    ids: list[int] = []
-    mask: list[bool] = []
-    for turn, reply in turns:
-        own = [*tokenizer(turn, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        told = [] if reply is None else reply_ids(tokenizer, reply, {})
-        ids += [*own, *told]
-        mask += [True] * len(own) + [False] * len(told)
-    return ids, mask
-
-
-def completion_text(tokenizer: Any, completion_ids: list[int], policy_mask: Sequence[bool] | None) -> str:
-    """A completion as text: the transcript where some of it is replies or was asked through a tool."""
-    if policy_mask is None:
-        return decode(tokenizer, completion_ids)
-    segments = runs(policy_mask[: len(completion_ids)])
-    return write_transcript(
-        (_own_text(tokenizer, completion_ids[start:end]) if own else _told(tokenizer, completion_ids[start:end]), own)
-        for start, end, own in segments
-    )
 
 
 def rollouts_in_text(task: DialogueTask) -> Callable[[list[Any], Any], dict[str, Any]]:
@@ -281,17 +235,3 @@ def _greedy_tool_dialogues(trainer: Any, examples: Sequence[Example]) -> list[tu
     finally:
         trainer.environments, trainer._metrics["eval"] = kept
     return [(ids, [bool(flag) for flag in own]) for ids, own in zip(completion_ids, mask, strict=True)]
-
-
-def _told(tokenizer: Any, ids: list[int]) -> str:
-    return TOOL_ERROR.sub("(error)", decode(tokenizer, ids))
-
-
-def _own_text(tokenizer: Any, ids: list[int]) -> str:
-    """What the policy said in a turn; of a tool call the arguments, each on its own line."""
-    if getattr(tokenizer, "response_template", None) is None:
-        return decode(tokenizer, ids)
-    message = parse_response(tokenizer, ids, prefix=[])
-    calls = [call["function"].get("arguments") for call in message.get("tool_calls") or []]
-    values = [value for arguments in calls if isinstance(arguments, dict) for value in arguments.values()]
-    return "\n".join(map(str, values)) or message.get("content") or ""

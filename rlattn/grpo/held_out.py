@@ -11,15 +11,15 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from rlattn.formats.effort import effort_text, thought_tokens
-from rlattn.grpo.dialogues import completion_text, greedy_dialogues
+from rlattn.grpo.dialogues import greedy_dialogues
 from rlattn.grpo.second_rollouts import generate_greedy
 from rlattn.grpo.trainer import AttentionGRPOTrainer
+from rlattn.policy.chat_tokens import completion_text
 from rlattn.policy.prompts import decode, render_ids, render_text
 from rlattn.statistics import wilson_interval
-from rlattn.tasks import DialogueTask, Row, Task
 from rlattn.tasks.guarded_metrics import SafeMetrics
 from rlattn.tasks.rows import storable
-from rlattn.types import Messages
+from rlattn.types import DialogueTask, Messages, Row, Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlattn.errors import describe
-from rlattn.grpo.dialogues import completion_text
+from rlattn.policy.chat_tokens import completion_text
 from rlattn.policy.prompts import render_text, without_images
 from rlattn.processes.collective import Lockstep
-from rlattn.rewards import Reward, score_safely
+from rlattn.rewards.protocol import score_safely
 from rlattn.rewards.timeout import ScoreWorker
-from rlattn.tasks import Task
-from rlattn.types import RewardBatch, Rollout
+from rlattn.types import Reward, RewardBatch, Rollout, Task
 
 logger = logging.getLogger(__name__)
 FAILURES_SHOWN = 3

@@ -19,14 +19,14 @@ from torch import Tensor
 from rlattn.credit import schedule
 from rlattn.credit.advantages import duplicate_share, part_advantages, restrict_to_tokens
 from rlattn.errors import UserError, describe
-from rlattn.grpo.dialogues import completion_text
 from rlattn.grpo.lagged_policy import LaggedPolicy
 from rlattn.grpo.multimodal_prompts import ask
 from rlattn.grpo.reward_function import Guarded, RewardFunction
 from rlattn.grpo.second_rollouts import generate_texts
+from rlattn.policy.chat_tokens import completion_text
 from rlattn.policy.prompts import without_images
 from rlattn.processes.collective import Lockstep
-from rlattn.rewards import lags_of
+from rlattn.rewards.protocol import lags_of
 from rlattn.tasks.rows import storable
 from rlattn.types import LARGEST_WEIGHT, Prompt, RewardBatch, Rollout
 

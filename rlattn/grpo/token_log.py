@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rlattn.credit.apply import effective_weights
 from rlattn.credit.selection import delta, top_fraction
-from rlattn.run_folder.folder import append_row
+from rlattn.run_folder.jsonl import append_row
 from rlattn.types import Signals
 
 if TYPE_CHECKING:

@@ -38,13 +38,13 @@ from rlattn.grpo.reward_hooks import (
     token_advantages,
     weights_now,
 )
-from rlattn.grpo.second_rollouts import seed_requests, settings, stop_at
+from rlattn.grpo.second_rollouts import seed_requests, settings
 from rlattn.grpo.token_log import TokenLog
+from rlattn.policy.generate import stop_at
 from rlattn.processes.phases import Phases, PhaseTimes
 from rlattn.run_folder.checkpoints import PARTIAL
-from rlattn.tasks import DialogueTask, Row
 from rlattn.tasks.guarded_metrics import SafeMetrics
-from rlattn.types import AttentionOptions, CreditOptions
+from rlattn.types import AttentionOptions, CreditOptions, DialogueTask, Row
 
 COMBINE = {"sum": "sum_then_normalize", "decoupled": "normalize_then_sum"}  # our names, TRL's
 IMAGE_INPUTS = (

@@ -22,8 +22,7 @@ from rlattn.errors import UserError, describe
 from rlattn.files import expanded
 from rlattn.preflight.architectures import NoSuchLayer, lora_parameters
 from rlattn.recipe.schema import TINY_POLICY, Policy
-from rlattn.tasks import Task, WarmStartable
-from rlattn.types import WarmStart
+from rlattn.types import Task, WarmStart, WarmStartable
 
 
 @dataclass(frozen=True, kw_only=True)

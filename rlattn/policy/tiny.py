@@ -24,13 +24,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 
 from rlattn.errors import UserError
 from rlattn.formats.transcript import read_transcript
-from rlattn.grpo.dialogues import encode_dialogue
+from rlattn.policy.chat_tokens import encode_dialogue
 from rlattn.recipe.schema import TINY_CONTEXT, TINY_LAYERS
-from rlattn.tasks import DialogueTask
-from rlattn.types import WarmStart
+from rlattn.types import DialogueTask, WarmStart
 
 if TYPE_CHECKING:
-    from rlattn.tasks import Row, WarmStartable
+    from rlattn.types import Row, WarmStartable
 
 Progress = Callable[[int, int, float], None]  # done, of how many (steps, or tokens under a budget), loss
 

@@ -16,10 +16,10 @@ from rlattn.recipe.build import build_credit, build_rewards, build_task
 from rlattn.recipe.constraints import check_built, check_installed, check_layers, check_recipe, generation_batch, number
 from rlattn.recipe.grpo_fields import load_fields
 from rlattn.recipe.schema import TINY_LAYERS, TINY_POLICY, Recipe
-from rlattn.rewards import lags_of
-from rlattn.tasks import DatasetTask, Split, Task, WarmStartable
+from rlattn.rewards.protocol import lags_of
+from rlattn.tasks import DatasetTask
 from rlattn.tasks.rows import check_gold, rows_of
-from rlattn.types import Messages
+from rlattn.types import Messages, Split, Task, WarmStartable
 
 PROMPTS_MEASURED = 200
 CHARACTERS_PER_TOKEN = 3  # a cautious guess for English and mathematics

@@ -14,9 +14,9 @@ from rlattn.credit import CREDIT_RULES, CreditRule
 from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.recipe.pydantic_errors import refuse_booleans, user_error
 from rlattn.recipe.schema import Plugin, Recipe
-from rlattn.rewards import REWARDS, Reward
-from rlattn.tasks import TASKS, Task
-from rlattn.types import LARGEST_WEIGHT
+from rlattn.rewards import REWARDS
+from rlattn.tasks import TASKS
+from rlattn.types import LARGEST_WEIGHT, Reward, Task
 
 # how many arguments each protocol's methods are called with
 CALLS: dict[type, dict[str, int]] = {

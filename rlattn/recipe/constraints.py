@@ -7,13 +7,13 @@ from rlattn.errors import UserError, did_you_mean
 from rlattn.rank import world_size
 from rlattn.recipe.grpo_fields import load_fields
 from rlattn.recipe.schema import TINY_CONTEXT, TINY_POLICY, Recipe
-from rlattn.rewards import REWARDS, Reward
+from rlattn.rewards import REWARDS
 from rlattn.rewards.accuracy import Accuracy
 from rlattn.rewards.information_gain import InformationGain
 from rlattn.rewards.self_monitor import SelfMonitor
 from rlattn.rewards.specification import SpecificationShare
-from rlattn.tasks import TASKS, DialogueTask, Task
-from rlattn.types import ATTENTION_LAYERS
+from rlattn.tasks import TASKS
+from rlattn.types import ATTENTION_LAYERS, DialogueTask, Reward, Task
 
 READ_FAI = ("global_anchor", "coupled_rhythm")
 INSTALL = {"wandb": "wandb", "trackio": "'rlattn[trackers]'", "tensorboard": "'rlattn[trackers]'"}

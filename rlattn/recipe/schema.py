@@ -1,23 +1,21 @@
 """YAML -> a frozen, typed Recipe. Strict keys, dotted overrides, reasons in errors. Imports neither torch nor TRL."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rlattn.errors import UserError, did_you_mean
-from rlattn.files import expanded, find_file, find_recipe, looks_local, nearest_file
+from rlattn.files import expanded
 from rlattn.formats.effort import check_efforts
-from rlattn.formats.yaml import dump_yaml, override, parse_yaml
+from rlattn.formats.yaml import dump_yaml
 from rlattn.recipe import grpo_fields
-from rlattn.recipe.pydantic_errors import refuse_booleans, user_error
 from rlattn.recipe.trainer_keys import OWNED_ELSEWHERE, REFUSED
 from rlattn.types import LARGEST_WEIGHT, AttentionOptions, CreditOptions, WarmStart
 
 TINY_POLICY = "tiny-reasoner"
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 TINY_CONTEXT = 2048  # tokens, prompt and completion together
 TINY_LAYERS = 3
 
@@ -219,7 +217,7 @@ class Recipe(Strict):
             if key in REFUSED:
                 raise UserError(f"trainer.{key}", f"{REFUSED[key]}.", "Remove the key.")
             if key not in fields:
-                raise UserError(f"trainer.{key}", "unknown key.", _home_of(key) or did_you_mean(key, fields))
+                raise UserError(f"trainer.{key}", "unknown key.", home_of(key) or did_you_mean(key, fields))
             if isinstance(value, str) and "dict" in fields[key].type and key not in ("deepspeed", "fsdp_config"):
                 raise UserError(f"trainer.{key}", f"expected a mapping, got text {value!r}.", "Write {key: value}.")
             try:
@@ -244,117 +242,33 @@ class Recipe(Strict):
     @property
     def keys(self) -> list[str]:
         """Every dotted key, as `resume.allow_changed` names them."""
-        return list(_flat(self.model_dump(mode="json")))
+        return list(flat(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out; parsing it gives an equal Recipe."""
         return dump_yaml(self.model_dump(mode="json"))
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads, overrides (`trainer.max_steps=20`) and validates a recipe; its relative paths are resolved.
-
-    Paths are looked for beside the recipe, then among the shipped files; `path` itself in the working directory, then
-    among the shipped files (`recipes/quickstart.yaml`, or just `quickstart`).
-
-    Raises:
-        UserError: with the key path, what was expected and how to mend it.
-    """
-    file = find_recipe(path)
-    data = parse_yaml(file.read_text(encoding="utf-8", errors="replace"), str(path))
-    if not isinstance(data, dict):
-        raise UserError(str(path), "expected a recipe: a mapping with name, policy, task, rewards and trainer.")
-    for assignment in overrides:
-        override(data, assignment)
-    return _resolve_paths(parse_recipe(data), file.parent)
-
-
-def parse_recipe(data: Mapping[str, Any]) -> Recipe:
-    """A Recipe from plain data. Raises UserError naming the first key at fault."""
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        raise _first_error(error) from None
-    refuse_booleans(data, recipe.model_dump(mode="json"))
-    return recipe
-
-
-def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old, new) for everything that changes what is trained (not where it is stored or shown)."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    return {
-        key: (before.get(key), after.get(key))
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not re.match(r"(output_dir|tracking|resume)\b", key)
-    }
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
-    """Absolute paths for local files, so that the resolved recipe means the same from anywhere."""
-    data = recipe.model_dump()
-    policy = recipe.policy.path
-    if policy != TINY_POLICY:
-        found = find_file(policy, base)
-        if found is not None:
-            data["policy"]["path"] = str(found)
-        elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", policy) or policy.startswith(".") or looks_local(policy, base):
-            raise UserError("policy.path", f"no folder '{policy}'.", nearest_file(policy, base))
-    for key in ("path", "eval_path"):
-        given = recipe.task.options.get(key)
-        if recipe.task.python is None and isinstance(given, str) and given:
-            found = find_file(given, base)
-            if found is not None:
-                data["task"][key] = str(found)
-            elif Path(given).suffix in DATA_SUFFIXES or given.startswith((".", "/", "~")) or looks_local(given, base):
-                raise UserError(f"task.{key}", f"no file '{given}'.", nearest_file(given, base))
-    deepspeed = recipe.trainer.get("deepspeed")
-    if isinstance(deepspeed, str):
-        found = find_file(deepspeed, base)
-        if found is None:
-            raise UserError("trainer.deepspeed", f"no file '{deepspeed}'.", nearest_file(deepspeed, base))
-        data["trainer"]["deepspeed"] = str(found)
-    data["output_dir"] = str(recipe.run_dir)
-    return Recipe.model_validate(data)
-
-
-def _first_error(error: ValidationError) -> UserError:
-    first, *others = sorted(error.errors(), key=lambda one: one["type"] == "missing")  # a typo of it says more
-    where = ".".join(str(part) for part in first["loc"]) or "recipe"
-    more = f" ({len(others)} more after this one.)" if others else ""
-    kind = first["type"]
-    if kind == "extra_forbidden":
-        section = Recipe
-        for part in first["loc"][:-1]:
-            annotation = section.model_fields[str(part)].annotation
-            section = next(c for c in (annotation, *getattr(annotation, "__args__", ())) if _is_model(c))
-        leaf = str(first["loc"][-1])
-        return UserError(where, "unknown key.", (_home_of(leaf) or did_you_mean(leaf, section.model_fields)) + more)
-    if kind == "unexpected_keyword_argument":  # of the warm start
-        names = (AttentionOptions if first["loc"][0] == "attention" else WarmStart).__dataclass_fields__
-        return UserError(where, "unknown key.", did_you_mean(first["loc"][-1], names) + more)
-    return user_error(first, where.split("."), more)
-
-
-def _is_model(candidate: Any) -> bool:
+def is_model(candidate: Any) -> bool:
     return isinstance(candidate, type) and issubclass(candidate, BaseModel)
 
 
-def _home_of(leaf: str) -> str:
+def home_of(leaf: str) -> str:
     """Where a key that was put in the wrong section lives."""
     if leaf in OWNED_ELSEWHERE:
         return f"It lives at {OWNED_ELSEWHERE[leaf]}."
     for name, field in Recipe.model_fields.items():
         if name == leaf:
             return f"It lives at the top of the recipe: {name}."
-        if _is_model(field.annotation) and leaf in field.annotation.model_fields:  # type: ignore[union-attr]
+        if is_model(field.annotation) and leaf in field.annotation.model_fields:  # type: ignore[union-attr]
             return f"It lives at {name}.{leaf}."
     return f"It lives at trainer.{leaf}." if leaf in grpo_fields.load_fields() else ""
 
 
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+def flat(data: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(data, dict):
         return {prefix: data}
-    return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
+    return {k: v for key, value in data.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlattn.errors import UserError, describe
 from rlattn.formats.yaml import parse_yaml
-from rlattn.recipe.schema import parse_recipe
+from rlattn.recipe.load import parse_recipe
 from rlattn.report.data import HIDDEN, caption, curves
 from rlattn.report.logs import read_metrics
 from rlattn.report.metrics import describe_metric

@@ -4,7 +4,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
-from rlattn.run_folder.folder import read_rows
+from rlattn.run_folder.jsonl import read_rows
 
 NAMED = 5  # damaged lines, keys; the others are counted
 LONGEST_NAME = 200

@@ -18,10 +18,6 @@ may have:
 - `bind(trainer)`: called once, before training.
 """
 
-import math
-from typing import Protocol, runtime_checkable
-
-from rlattn.errors import describe
 from rlattn.rewards.accuracy import Accuracy
 from rlattn.rewards.adaptive_effort import AdaptiveEffort
 from rlattn.rewards.brevity import Brevity
@@ -30,19 +26,6 @@ from rlattn.rewards.information_gain import InformationGain
 from rlattn.rewards.payoff import Payoff
 from rlattn.rewards.self_monitor import SelfMonitor
 from rlattn.rewards.specification import SpecificationShare
-from rlattn.types import Rollout
-
-LARGEST = 1e12  # its square still fits float32
-
-
-@runtime_checkable
-class Reward(Protocol):
-    """What rlattn needs of a reward. A reward of your own: a class with this method, named by `python:` in a recipe."""
-
-    def score(self, rollout: Rollout) -> float | None:
-        """The reward of one rollout. `None` is neutral: it neither pays nor costs, unlike 0. Pure."""
-        ...
-
 
 REWARDS: dict[str, type] = {
     "accuracy": Accuracy,
@@ -54,25 +37,3 @@ REWARDS: dict[str, type] = {
     "self_monitor": SelfMonitor,
     "specification": SpecificationShare,
 }
-
-
-def lags_of(reward: Reward) -> set[int]:
-    """The lagged policies that a reward asks for, by how often they are refreshed; 0: the policy of step 0."""
-    lag: int = getattr(reward, "lag", 0) or 0
-    return ({lag} if lag else set()) | ({0} if getattr(reward, "first_policy", False) else set())
-
-
-def score_safely(reward: Reward, rollout: Rollout) -> tuple[float | None, str]:
-    """The score, and what went wrong where it is not a finite number. A reward must not be able to end a run."""
-    try:
-        value = reward.score(rollout)
-        if value is None:
-            return None, ""
-        number = float(value)
-    except KeyboardInterrupt:
-        raise  # the user's Ctrl-C
-    except BaseException as error:
-        return None, describe(error)
-    if not math.isfinite(number):
-        return None, f"returned {number}"
-    return (number, "") if abs(number) <= LARGEST else (None, f"returned {number:g}, too large for float32 statistics")

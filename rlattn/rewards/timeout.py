@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 from rlattn.errors import describe
-from rlattn.rewards import Reward, score_safely
-from rlattn.types import Rollout
+from rlattn.rewards.protocol import score_safely
+from rlattn.types import Reward, Rollout
 
 START_SECONDS = 120.0  # a reward may import much
 

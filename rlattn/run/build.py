@@ -30,7 +30,7 @@ from rlattn.rank import is_main, say, world_size
 from rlattn.recipe.build import build_credit, build_rewards, build_task
 from rlattn.recipe.constraints import check_built, check_installed, check_layers, check_recipe, number
 from rlattn.recipe.schema import TINY_POLICY, Recipe
-from rlattn.tasks import DialogueTask, Task, WarmStartable
+from rlattn.types import DialogueTask, Task, WarmStartable
 
 PROMPTS_MEASURED = 1000  # measuring every prompt of a huge data set would take longer than it is worth
 

@@ -13,8 +13,9 @@ from rlattn.grpo.trainer import AttentionGRPOTrainer
 from rlattn.progress import progress
 from rlattn.rank import say
 from rlattn.report.alarms import enough_for_alarms, find_alarms
-from rlattn.run_folder.folder import ALARMS, append_row, named_as_in_file, read_rows
-from rlattn.tasks import Task
+from rlattn.run_folder.folder import ALARMS
+from rlattn.run_folder.jsonl import append_row, named_as_in_file, read_rows
+from rlattn.types import Task
 
 
 class HeldOutEvaluation(TrainerCallback):

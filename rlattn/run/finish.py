@@ -13,16 +13,16 @@ from transformers import AutoModelForCausalLM
 from rlattn.formats.effort import by_effort
 from rlattn.grpo.dialogues import plain_dialogues
 from rlattn.grpo.held_out import Evaluation, Example, in_dialogue, in_one_turn, score_greedy, summarise
-from rlattn.grpo.second_rollouts import write_hf
+from rlattn.policy.generate import write_hf
 from rlattn.progress import duration, progress, visible
 from rlattn.rank import say
 from rlattn.recipe.constraints import number
 from rlattn.recipe.schema import Recipe
 from rlattn.report import write_report
 from rlattn.run.build import Setup, taught_task, template_kwargs
-from rlattn.run_folder.folder import read_rows, write_text
-from rlattn.tasks import DialogueTask, WarmStartable
-from rlattn.types import WarmStart
+from rlattn.run_folder.folder import write_text
+from rlattn.run_folder.jsonl import read_rows
+from rlattn.types import DialogueTask, WarmStart, WarmStartable
 
 SAMPLE_SHOWN = 240  # characters
 

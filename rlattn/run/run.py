@@ -33,7 +33,8 @@ from rlattn.run.finish import finish
 from rlattn.run.live_table import LiveTable
 from rlattn.run.wandb import WandbRun, wandb_environment
 from rlattn.run_folder.checkpoints import checkpoint_step, checkpoints, is_full_disk, problem
-from rlattn.run_folder.folder import FAILURES, append_row, leave_run, lock_run, open_run, sound_checkpoint, start_run
+from rlattn.run_folder.folder import FAILURES, leave_run, lock_run, open_run, sound_checkpoint, start_run
+from rlattn.run_folder.jsonl import append_row
 
 GLOO_SECONDS = 0.5  # its threads, when late, are so by milliseconds
 

@@ -6,12 +6,10 @@ tokens/, checkpoints/, model/, summary.json, report.html.
 
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,17 @@ from filelock import FileLock, Timeout
 
 from rlattn.errors import UserError
 from rlattn.rank import say
-from rlattn.recipe.schema import Recipe, differences, load_recipe
+from rlattn.recipe.load import differences, load_recipe
+from rlattn.recipe.schema import Recipe
 from rlattn.recipe.trainer_keys import KEPT_BY_CHECKPOINT
 from rlattn.run_folder.checkpoints import checkpoint_ranks, checkpoint_step, checkpoints, newest_sound, problem
+from rlattn.run_folder.jsonl import read_rows
 from rlattn.run_folder.provenance import changed_sources, sources
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "wandb", "vllm")
 DIFFERENCES_SHOWN = 4
 FAILURES = "failures.jsonl"  # the first failure of a reward in a batch
 ALARMS = "alarms.jsonl"  # every sign of collapse, when it was first told
-LAST_STEP = 10**12
 
 
 def open_run(recipe: Recipe) -> int | None:
@@ -203,25 +202,6 @@ def sound_checkpoint(recipe: Recipe, world_size: int) -> Path | None:
     return checkpoint
 
 
-def read_rows(path: Path, damaged: list[int] | None = None) -> Iterator[dict[str, Any]]:
-    """The objects of a jsonl file. Other lines, such as a torn last one that a kill leaves, are left out; their
-    numbers, from 1, go to `damaged`.
-    """
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            step = row.get("step") if isinstance(row, dict) else None
-            if type(step) is int and 0 <= step < LAST_STEP:
-                yield row
-            elif damaged is not None and line.strip():
-                damaged.append(number)
-
-
 def token_files(run: Path) -> list[tuple[int, Path]]:
     """(step, file) of every token file, in order."""
     found = [(re.fullmatch(r"step-(\d{1,12})\.parquet", path.name), path) for path in (run / "tokens").glob("*")]
@@ -235,18 +215,6 @@ def read_summary(run: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return summary if isinstance(summary, dict) else None
-
-
-def named_as_in_file(logs: dict[str, Any]) -> dict[str, Any]:
-    """A step's numbers under the names of metrics.jsonl: `eval/…` where transformers wants `eval_…`."""
-    return {f"eval/{k.removeprefix('eval_')}" if k.startswith("eval_") else k: v for k, v in logs.items()}
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """One object, one line. What JSON cannot hold (NaN, inf) becomes null."""
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    with path.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(clean) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rlattn.tasks.row_checks import check_row_counts
 
 if TYPE_CHECKING:
-    from rlattn.tasks import Row, Split
+    from rlattn.types import Row, Split
 
 SMALLEST = 10  # every term has two digits
 

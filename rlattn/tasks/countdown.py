@@ -16,7 +16,7 @@ from rlattn.tasks.arithmetic import tagged_answer
 from rlattn.tasks.row_checks import check_row_counts
 
 if TYPE_CHECKING:
-    from rlattn.tasks import Row, Split
+    from rlattn.types import Row, Split
 
 SIGNS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 OPERATIONS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {

@@ -20,7 +20,7 @@ from rlattn.formats.monitored_response import FourParts, parse_four_parts
 from rlattn.tasks.row_checks import check_row_counts
 
 if TYPE_CHECKING:
-    from rlattn.tasks import Row, Split
+    from rlattn.types import Row, Split
 
 Conduct = Literal["honest", "open_lie", "hidden_lie", "invalid"]
 

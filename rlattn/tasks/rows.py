@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from rlattn.errors import UserError, describe
-from rlattn.tasks import Row, Split, Task
+from rlattn.types import Row, Split, Task
 
 GOLD_CHECKED = 3
 LARGEST_COLUMN = 100_000  # characters of a row's column that a log keeps

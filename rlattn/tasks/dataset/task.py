@@ -19,7 +19,7 @@ from rlattn.tasks.dataset.readers import SUFFIXES, columns_of, data_files, is_hu
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-    from rlattn.tasks import Row, Split
+    from rlattn.types import Row, Split
 
 COLUMNS = {"prompt": "prompt", "answer": "answer"}
 

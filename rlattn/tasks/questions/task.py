@@ -18,7 +18,8 @@ from rlattn.errors import UserError
 from rlattn.files import find_file
 from rlattn.formats.transcript import read_transcript, write_transcript
 from rlattn.tasks.questions.belief import Belief, greedy_gain, greedy_order, prior_belief, restrict, total_entropy
-from rlattn.tasks.questions.space import Specification, TaskSpace, load_space
+from rlattn.tasks.questions.space import Specification, TaskSpace
+from rlattn.tasks.questions.space_file import load_space
 from rlattn.tasks.questions.wording import (
     after_thinking,
     answer_allows,
@@ -29,7 +30,7 @@ from rlattn.tasks.questions.wording import (
 from rlattn.tasks.row_checks import check_row_counts
 
 if TYPE_CHECKING:
-    from rlattn.tasks import Row, Split
+    from rlattn.types import Row, Split
 
 UNCLEAR = "Sorry, I did not understand. Please ask for one thing."
 EVAL_SHARE = 5  # every fifth specification is held out
