@@ -76,15 +76,16 @@ def train(
     outlive_terminal()
     check_launcher()
     started = ranks_to_start(ranks)
+    run_on = started or world_size()
     parsed = load_recipe(recipe, [*(overrides or []), *strategy_of_accelerate()])
     if parsed.hub_ids:
         go_offline_if_unreachable()
     # All of this again in train(), after TRL's seconds of imports: a mistake should not have to wait for them.
-    check_recipe(parsed, started or world_size())
+    check_recipe(parsed, run_on)
     check_installed(parsed)
     build_credit(parsed)
     task = build_task(parsed)
-    check_built(parsed, task, build_rewards(parsed))
+    check_built(parsed, task, build_rewards(parsed), run_on)
     check_policy(parsed, task)
     if parsed.policy.path != TINY_POLICY:
         check_weight_files(parsed.policy.path, "policy.path")

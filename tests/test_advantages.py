@@ -9,6 +9,7 @@ from rlattn.credit.advantages import (
     apply_gates,
     contributions,
     duplicate_share,
+    failure_gap,
     fill_neutral,
     group_advantages,
     part_advantages,
@@ -152,3 +153,16 @@ def test_table_metrics_name_spread_share_and_correlation():
     assert found["rewards/a/correlation/b"] == pytest.approx(-1)
     assert found["rewards/c/group_std"] == 0
     assert not any("correlation/c" in name for name in found)
+
+
+def test_the_gap_of_failures_is_what_the_other_rewards_and_their_group_say():
+    failed_B = torch.tensor([True, False, False, False, True, False, False, False])
+    other_B = torch.tensor([0.0, 1, 1, 1, 0, 1, 1, 1])
+    filled_B = torch.ones(8)  # as it paid where it did not fail
+    assert failure_gap(torch.stack([other_B, filled_B], dim=1), torch.ones(2), failed_B) == pytest.approx(
+        -2.16, abs=0.01
+    )
+    assert failure_gap(torch.stack([other_B, filled_B], dim=1), torch.tensor([0.0, 1]), failed_B) == 0
+    hard_group_B = torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 1])
+    assert failure_gap(hard_group_B[:, None], torch.ones(1), failed_B & (hard_group_B == 0)) < -0.9
+    assert failure_gap(filled_B[:, None], torch.ones(1), torch.ones(8, dtype=torch.bool)) is None

@@ -283,6 +283,14 @@ def test_every_collapse_is_told_with_advice_and_health_is_not(key, early, late, 
     assert find_alarms(rows(key, early, early)) == []
 
 
+def test_a_reward_whose_failures_are_all_that_it_tells_is_named():
+    at_step = {"rewards/mine/failed": 1, "rewards/mine/failed_gap": 0.0}
+    told = [{"step": i + 1, **at_step, "rewards/mine/std": 0.0} for i in range(12)]
+    assert "it gave the same number" in next(str(one) for one in find_alarms(told) if "bias" in one.name)
+    told[-1]["rewards/mine/std"] = 0.2
+    assert [one.name for one in find_alarms(told)] == ["rewards/mine/failed"]
+
+
 def test_a_long_run_is_shortened_without_losing_an_alarm():
     long = [
         {"step": i + 1, "entropy": 1.0 if i < 500 else 0.1, "rewards/mine/failed": int(i == 400)} for i in range(999)

@@ -16,6 +16,7 @@ from rlattn.grpo.reward_function import RewardFunction
 from rlattn.grpo.reward_hooks import RewardOptions
 from rlattn.grpo.trl_rows import train_data
 from rlattn.recipe.schema import Policy
+from rlattn.report.alarms import find_alarms
 from rlattn.rewards import REWARDS
 from rlattn.rewards.adaptive_effort import AdaptiveEffort
 from rlattn.tasks import Arithmetic
@@ -69,7 +70,8 @@ class Failing:
 
 
 def test_failures_are_counted_neutral_and_end_a_run_only_in_numbers(policy, tmp_path):  # noqa: F811
-    trainer = trained(policy, tmp_path, {"parity": Parity(), "shaky": Failing(2)})
+    half = RewardOptions(requires={}, ramps={}, max_failed_share=0.5)
+    trainer = trained(policy, tmp_path, {"parity": Parity(), "shaky": Failing(2)}, options=half)
     log = trainer.state.log_history[0]
     assert log["rewards/shaky/failed"] == 4
     assert log["rewards/parity/failed"] == 0
@@ -77,8 +79,49 @@ def test_failures_are_counted_neutral_and_end_a_run_only_in_numbers(policy, tmp_
     plain = trained(policy, tmp_path, {"parity": Parity()})
     assert torch.equal(weights(trainer), weights(plain))
     with pytest.raises(UserError, match=r"rewards\.shaky: failed for 6 of 8 rollouts at step 1, first with Zero"):
-        trained(policy, tmp_path, {"parity": Parity(), "shaky": Failing(3)})
+        trained(policy, tmp_path, {"parity": Parity(), "shaky": Failing(3)}, options=half)
+    with pytest.raises(
+        UserError, match=r"failed for 2 of 8 rollouts at step 1, .* it gave the same number: if it fails"
+    ):
+        trained(policy, tmp_path, {"parity": Parity(), "shaky": Failing(1)})
+    trained(policy, tmp_path, {"once": FailsOnce()})  # a single failure is borne,
+    with pytest.raises(UserError, match=r"rewards\.once: failed for 1 of 8"):  # but for the strictest
+        trained(
+            policy, tmp_path, {"once": FailsOnce()}, options=RewardOptions(requires={}, ramps={}, max_failed_share=0)
+        )
     trained(policy, tmp_path, {"shaky": Failing(3)}, options=RewardOptions(requires={}, ramps={}, max_failed_share=1))
+
+
+class FailsOnce(Parity):
+    calls = 0
+
+    def score(self, rollout):
+        self.calls += 1
+        return 1 / (self.calls - 3)
+
+
+class FailsOnOdd(Parity):
+    """Raises where `Parity` pays 0, else says how long the rollout is."""
+
+    def score(self, rollout):
+        return len(rollout.completion_ids) / super().score(rollout)
+
+
+def test_failures_that_hide_low_reward_are_told(policy, tmp_path):  # noqa: F811
+    rewards = {"parity": Parity(), "picky": FailsOnOdd()}
+    with pytest.raises(
+        UserError, match=r"picky: failed for \d of 8 .* Failures and low reward go together: what it fai"
+    ):
+        trained(policy, tmp_path, rewards, reward_weights=[1.0, 0.0])
+    borne = RewardOptions(requires={}, ramps={}, max_failed_share=1)
+    trainer = trained(policy, tmp_path, rewards, options=borne, reward_weights=[1.0, 0.0], max_steps=4)
+    rows = trainer.state.log_history[:4]
+    assert all(row["rewards/picky/failed_gap"] < -1 for row in rows) and "rewards/parity/failed_gap" not in rows[0]
+    found = [alarm for alarm in find_alarms(rows) if alarm.name == "rewards/picky/failed, bias"]
+    assert len(found) == 1 and "Failures and low reward go together" in str(found[0])
+    assert not any(
+        "bias" in alarm.name for alarm in find_alarms([{**r, "rewards/picky/failed_gap": 0.1} for r in rows])
+    )
 
 
 @dataclass

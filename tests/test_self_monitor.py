@@ -253,6 +253,21 @@ def test_one_message_names_the_option(options, message):
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("asked", "of_this_process"), [(1, "8"), (8, "1")])
+def test_a_recipe_is_judged_for_the_ranks_that_are_asked_about(monkeypatch, asked, of_this_process):
+    monkeypatch.setenv("WORLD_SIZE", of_this_process)
+    batch = "trainer={generation_batch_size: 512, per_device_train_batch_size: 8, gradient_accumulation_steps: 8}"
+    monitored = load_recipe("ledger_tiny", [batch, "rewards.self_monitor.lag=5"])
+    asking = load_recipe("questions_4b_lora", ["trainer={use_vllm: true, vllm_mode: server}"])
+    refusals = []
+    for recipe in (monitored, asking):
+        try:
+            check(recipe, ranks=asked, gpu_memory=None)
+        except UserError as error:
+            refusals.append(error.where)
+    assert refusals == {1: ["rewards.self_monitor.lag"], 8: ["trainer.use_vllm"]}[asked]
+
+
 def test_check_says_what_a_recipe_cannot_have():
     with pytest.raises(UserError, match=r"rewards\.payoff: needs a task with payoff\(\), which Arithmetic has not"):
         check(load_recipe("quickstart", ["rewards={payoff: {}}"]), ranks=1, gpu_memory=None)

@@ -1,6 +1,9 @@
 """What rlattn leans on in TRL, pinned: a new TRL that changes any of it fails here, by name."""
 
+import asyncio
 import inspect
+import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from rlattn import AttentionGRPOTrainer
+from rlattn.errors import UserError
+from rlattn.grpo.reward_hooks import guard
 from rlattn.policy.tiny import tiny_policy
 from rlattn.tasks import Arithmetic
 from rlattn.types import WarmStart
@@ -29,7 +34,7 @@ def parity_reward(completion_ids, **_):
     return [float(sum(ids) % 2) for ids in completion_ids]
 
 
-def trained(trainer_class, policy, tmp_path, resume=False, **options):
+def trained(trainer_class, policy, tmp_path, resume=False, reward_funcs=(), **options):
     torch.manual_seed(0)
     rows = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in list(Arithmetic().rows("train"))[:32]]
     config = GRPOConfig(
@@ -52,7 +57,7 @@ def trained(trainer_class, policy, tmp_path, resume=False, **options):
     )
     trainer = trainer_class(
         model=str(policy),
-        reward_funcs=[length_reward, parity_reward],
+        reward_funcs=list(reward_funcs) or [length_reward, parity_reward],
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(policy),
@@ -116,6 +121,91 @@ def test_the_methods_we_override_have_the_signatures_we_call():
 def test_vllm_reads_its_temperature_at_every_call():
     source = inspect.getsource(trl.generation.vllm_generation.VLLMGeneration.generate)
     assert "temperature = self.temperature" in source
+
+
+class Judge:
+    """Every other way in which TRL takes a reward."""
+
+    async def __call__(self, completion_ids, trainer_state, log_extra, log_metric, **_):
+        await asyncio.sleep(0)
+        log_metric("judged", float(trainer_state.global_step))
+        log_extra("first", [ids[0] for ids in completion_ids])
+        return [float(ids[0] % 3) for ids in completion_ids]
+
+    def method(self, completion_ids, **_):
+        return torch.tensor([float(ids[-1] % 3) for ids in completion_ids])
+
+
+async def awaited(completion_ids, modulus=2, **_):
+    return [None, *(float(sum(ids) % modulus) for ids in completion_ids[1:])]
+
+
+WAYS = [length_reward, Judge(), Judge().method, awaited, partial(awaited, modulus=3), partial(parity_reward)]
+
+
+def test_every_reward_that_trl_takes_gives_the_same_numbers_by_the_same_names(policy, tmp_path):
+    logs = []
+    for trainer_class in (GRPOTrainer, AttentionGRPOTrainer):
+        trainer = trained(trainer_class, policy, tmp_path, max_steps=1, reward_funcs=WAYS)
+        logs.append(trainer.state.log_history[0])
+        assert len(trainer._logs["extra"]["first"]) == 8
+    theirs, ours = logs
+    names = [name for name in theirs if name.startswith("rewards/")]
+    assert {name.split("/")[1] for name in names} == {"length_reward", "Judge", "method", "awaited", "parity_reward"}
+    assert [ours[name] for name in names] == [theirs[name] for name in names]
+    assert ours["judged"] == theirs["judged"]
+    assert not any(value for name, value in ours.items() if name.endswith("/failed"))
+
+
+class FailingJudge(Judge):
+    async def __call__(self, **_):
+        raise TimeoutError("no judge")
+
+
+def test_an_awaited_reward_that_fails_is_counted_and_neutral(policy, tmp_path):
+    with pytest.raises(
+        UserError, match=r"rewards\.FailingJudge: failed for 8 of 8 .* first with TimeoutError: no judge"
+    ):
+        trained(AttentionGRPOTrainer, policy, tmp_path, max_steps=1, reward_funcs=[length_reward, FailingJudge()])
+
+
+def test_a_reward_is_called_as_trl_calls_it_and_may_be_called_by_hand():
+    def get_reward(environments, **_):
+        return [environment.get_reward() if environment else None for environment in environments]
+
+    class Environment:
+        def get_reward(self):
+            return 1.0
+
+    owned = guard(get_reward, "Environment")
+    assert owned(environments=[Environment(), None]) == [1.0, None]
+    assert owned(environments=[Environment(), 5]) == [None, None] and owned.failed == [True, True]
+    picky = guard(lambda prompts, completions: [1.0] * len(prompts), "picky")
+    assert picky(prompts=["a"], completions=["b"], policy_mask=[[True]]) == [1.0]
+    assert picky(["a"], ["b"]) == [1.0]
+    with pytest.raises(TypeError):
+        picky()
+
+
+def test_functions_of_one_name_share_their_count_of_failures(policy, tmp_path):
+    def first_fails(completion_ids, **_):
+        return [math.inf, *([0.0] * (len(completion_ids) - 1))]
+
+    other = lambda completion_ids, **_: [0.0] * len(completion_ids)  # noqa: E731
+    other.__name__ = "first_fails"
+    trainer = trained(AttentionGRPOTrainer, policy, tmp_path, max_steps=1, reward_funcs=[first_fails, other])
+    assert trainer.state.log_history[0]["rewards/first_fails/failed"] == 1
+
+
+def test_a_trainer_that_skips_our_init_is_plain_trl(policy, tmp_path):
+    class Bare(AttentionGRPOTrainer):
+        __init__ = GRPOTrainer.__init__
+
+    saving = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    plain = trained(GRPOTrainer, policy, tmp_path / "plain", **saving)
+    bare = trained(Bare, policy, tmp_path / "bare", **saving)
+    weights = bare.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in plain.model.state_dict().items())
 
 
 def test_none_is_neutral(policy, tmp_path):

@@ -130,6 +130,21 @@ def part_advantages(values_BP: Tensor, group_size: int) -> Tensor:
     return scored_NGP.view_as(values_BP).nan_to_num(nan=0.0)
 
 
+def failure_gap(paid_BK: Tensor, weights_K: Tensor, failed_B: Tensor) -> float | None:
+    """What rollouts on which a reward failed are paid less what the others are, in standard deviations of the batch.
+
+    A failure is paid the mean of its group, so what is left is what the other rewards, and that group, say of it: far
+    below 0, the reward fails where it would have paid little. None where it failed on all.
+
+    Args:
+        paid_BK: neutral entries filled (`fill_neutral`).
+        failed_B: bool, the rollouts on which one of the rewards failed.
+    """
+    total_B = _weighted_sum(paid_BK, weights_K)
+    gap = (total_B[failed_B].nanmean() - total_B[~failed_B].nanmean()) / (_nanstd(total_B) + EPSILON)
+    return None if gap.isnan() else gap.item()
+
+
 def silent_groups(rewards_BK: Tensor, weights_K: Tensor, group_size: int, parts_BK: Tensor) -> float:
     """The share of groups in which no reward that has a weight tells one rollout from another, nor any reward's parts
     (parts_BK: the size of what they added): they teach nothing.

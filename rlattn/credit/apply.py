@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlattn.types import AttentionOptions, CreditOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Sign = Literal["both", "positive", "negative"]
+
+
+def check_credit(credit: Any, attention: Any, options: Any, importance_sampling: str) -> None:
+    """Raises ValueError or TypeError where a trainer is given what credit cannot work with."""
+    if credit is not None and importance_sampling == "sequence":
+        raise ValueError(
+            "credit needs importance_sampling_level='token': one ratio a sequence spreads every token's gradient over "
+            "all of them, so weights would not stay where they are put"
+        )
+    if credit is not None and (isinstance(credit, type) or not callable(credit)):
+        raise TypeError(f"credit: expected a rule such as CREDIT_RULES['coupled_rhythm'](), got {credit!r}")
+    for name, given, wanted in (("attention", attention, AttentionOptions), ("credit_options", options, CreditOptions)):
+        if given is not None and not isinstance(given, wanted):
+            raise TypeError(f"{name}: expected {wanted.__name__}, got {type(given).__name__}")
 
 
 def apply_credit(advantage: Tensor, weights_BT: Tensor, sign: Sign = "both") -> Tensor:

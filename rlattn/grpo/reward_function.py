@@ -19,6 +19,8 @@ from rlattn.types import Reward, RewardBatch, Rollout, Task
 
 logger = logging.getLogger(__name__)
 FAILURES_SHOWN = 3
+ONE_A_ROLLOUT = ("prompts", "completions", "completion_ids", "environments")  # of TRL's arguments for a reward
+POLICY_MASK = "policy_mask"  # rlattn's own argument, beside TRL's: the tokens of a rollout that the policy wrote
 
 Part = tuple[float | None, list[bool]]
 
@@ -38,21 +40,37 @@ class Guarded:
         self.failing: dict[str, Any] = {}
         self.shown = 0
 
-    def __call__(self, prompts: list, **inputs: Any) -> list[float | None]:
+    def __call__(self, *arguments: Any, **inputs: Any) -> list[float | None]:
         try:
-            returned = list(self.function(prompts=prompts, **inputs))
-            if len(returned) != len(prompts):
-                raise ValueError(f"returned {len(returned)} rewards for {len(prompts)} rollouts")
+            returned: Any = self.function(*arguments, **_of_trl(inputs))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            returned, problems = [None] * len(prompts), [describe(error)] * len(prompts)
+            returned = error
+        return self._judged(returned, inputs)
+
+    def _judged(self, returned: Any, inputs: dict[str, Any]) -> list[float | None]:
+        """What the function gave, or the error it raised, as one reward a rollout."""
+        count = next((len(inputs[key]) for key in ONE_A_ROLLOUT if inputs.get(key) is not None), None)
+        try:
+            if isinstance(returned, BaseException):
+                raise returned
+            given = list(returned)
+            if count is not None and len(given) != count:
+                raise ValueError(f"returned {len(given)} rewards for {count} rollouts")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if count is None:  # called by hand, with none of what says how many rewards are due
+                raise
+            values: list[float | None] = [None] * count
+            problems = [describe(error)] * count
         else:
-            checked = [score_safely(_Given(value), None) for value in returned]  # type: ignore[arg-type]
-            returned, problems = [value for value, _ in checked], [problem for _, problem in checked]
-        texts = inputs.get("completions") or [""] * len(prompts)
+            checked = [score_safely(_Given(value), None) for value in given]  # type: ignore[arg-type]
+            values, problems = [value for value, _ in checked], [problem for _, problem in checked]
+        prompts, texts = (inputs.get(key) or [""] * len(values) for key in ("prompts", "completions"))
         rollouts = [{"prompt": p, "completion": str(text)} for p, text in zip(prompts, texts, strict=True)]
-        return self.report(returned, problems, rollouts)
+        return self.report(values, problems, rollouts)
 
     def report(
         self, values: list[float | None], problems: list[str], rollouts: list[dict[str, Any]]
@@ -66,6 +84,19 @@ class Guarded:
             text = rollout["completion"][:200]
             logger.warning("reward '%s' is neutral where it fails: %s, on %r", self.__name__, problem, text)
         return values
+
+
+class GuardedAsync(Guarded):
+    """One that TRL awaits beside the others: a coroutine function, or an object with such a `__call__`."""
+
+    async def __call__(self, *arguments: Any, **inputs: Any) -> list[float | None]:  # type: ignore[override]
+        try:
+            returned: Any = await self.function(*arguments, **_of_trl(inputs))  # type: ignore[misc]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            returned = error
+        return self._judged(returned, inputs)
 
 
 class RewardFunction(Guarded):
@@ -93,8 +124,8 @@ class RewardFunction(Guarded):
         # set by the trainer: this rank's rollouts -> a batch with the collective calls
         self.batch_of: Callable[[Sequence[Rollout]], tuple[RewardBatch, Lockstep]] | None = None
 
-    def __call__(self, prompts: list, **inputs: Any) -> list[float | None]:
-        masks = inputs.get("policy_mask") or [None] * len(prompts)
+    def __call__(self, prompts: list, **inputs: Any) -> list[float | None]:  # type: ignore[override]
+        masks = inputs.get(POLICY_MASK) or [None] * len(prompts)
         rollouts = self._rollouts(prompts, inputs["completion_ids"], masks, inputs["row"])
         problem = ""
         if hasattr(self.reward, "prepare") and self.batch_of:
@@ -183,6 +214,11 @@ class RewardFunction(Guarded):
             raise
         except BaseException as error:
             return None, [], f"its tokens or parts: {describe(error)}"
+
+
+def _of_trl(inputs: dict[str, Any]) -> dict[str, Any]:
+    """What TRL itself hands to a reward function, which need not take more."""
+    return {name: value for name, value in inputs.items() if name != POLICY_MASK}
 
 
 def reward_parts(reward: Any) -> int:

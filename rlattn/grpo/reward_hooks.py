@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,17 +16,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from trl.trainer.utils import is_async_callable
 
 from rlattn.credit import schedule
-from rlattn.credit.advantages import duplicate_share, part_advantages, restrict_to_tokens
+from rlattn.credit.advantages import duplicate_share, failure_gap, part_advantages, restrict_to_tokens
 from rlattn.errors import UserError, describe
 from rlattn.grpo.lagged_policy import LaggedPolicy
 from rlattn.grpo.multimodal_prompts import ask
-from rlattn.grpo.reward_function import Guarded, RewardFunction
+from rlattn.grpo.reward_function import Guarded, GuardedAsync, RewardFunction
 from rlattn.grpo.second_rollouts import generate_texts
 from rlattn.policy.chat_tokens import completion_text
 from rlattn.policy.prompts import without_images
 from rlattn.processes.collective import Lockstep
+from rlattn.report.alarms import hidden_by_failures
 from rlattn.rewards.protocol import lags_of
 from rlattn.tasks.rows import storable
 from rlattn.types import LARGEST_WEIGHT, Prompt, RewardBatch, Rollout
@@ -46,8 +49,9 @@ class RewardOptions:
     """Gated reward -> the reward that must be met (at least 1) for it to count."""
     ramps: dict[str, tuple[float, float]]
     """Reward -> warmup and decay of its weight, as shares of the run."""
-    max_failed_share: float = 0.5
-    """A run stops where a larger share of a batch's rollouts failed under one reward."""
+    max_failed_share: float = 0.05
+    """A run stops where a larger share of a batch's rollouts failed under one reward, and more than one of them; with 0
+    at the first."""
     on_failure: Callable[[dict[str, Any]], None] | None = None
     """Gets `step`, `reward` and `failed` (how many) of a batch with failures, and of the first of them `problem`,
     `prompt`, `completion` and `row`; on rank 0."""
@@ -56,12 +60,11 @@ class RewardOptions:
 NO_OPTIONS = RewardOptions(requires={}, ramps={})
 
 
-def guard(function: Any) -> Any:
-    """A plain reward function that cannot end a run; models, coroutines and what is guarded already stay."""
-    import inspect
-
-    plain = callable(function) and not isinstance(function, torch.nn.Module | Guarded | str)
-    return Guarded(function) if plain and not inspect.iscoroutinefunction(function) else function
+def guard(function: Any, name: str) -> Any:
+    """A reward function that cannot end a run, by the name that TRL logs; models and what is guarded already stay."""
+    if isinstance(function, torch.nn.Module | Guarded):
+        return function
+    return GuardedAsync(function, name) if is_async_callable(function) else Guarded(function, name)
 
 
 def bind_rewards(trainer: AttentionGRPOTrainer) -> dict[int, LaggedPolicy]:
@@ -119,32 +122,52 @@ def multiplier_of(function: Any) -> float:
     return 1.0
 
 
-def check_failures(trainer: AttentionGRPOTrainer, rows: int) -> dict[str, float]:
-    """`rewards/<name>/failed` of the batch, over all ranks. Collective.
+def log_counts(trainer: AttentionGRPOTrainer, raw_BK: Tensor, paid_BK: Tensor) -> None:
+    """Logs `rewards/<name>/neutral`, `weight` and `failed`, and `failed_gap` where there are failures. Collective.
+
+    Args:
+        raw_BK: what was scored, of all ranks; NaN where neutral.
+        paid_BK: the same, gated, and neutral entries filled (`failure_gap`).
 
     Raises:
-        UserError: on every rank alike, where more than `max_failed_share` of the rollouts failed under one reward.
+        UserError: on every rank alike, where more than `max_failed_share` of the rollouts failed under one reward, and
+            more than one of them.
     """
-    functions, options = trainer.reward_funcs, trainer.reward_options
-    local_K = torch.tensor([[float(sum(getattr(f, "failed", []))) for f in functions]], device=trainer.args.device)
-    failed_K = trainer.accelerator.gather(local_K).sum(dim=0).tolist()
-    for function, name, failed in zip(functions, trainer.reward_func_names, failed_K, strict=True):
+    functions, options, rows = trainer.reward_funcs, trainer.reward_options, len(raw_BK)
+    counted = raw_BK.isnan().sum(dim=0).tolist(), trainer.reward_weights.tolist()
+    for name, neutral, weight in zip(trainer.reward_func_names, *counted, strict=True):
+        trainer.log_value(f"rewards/{name}/neutral", neutral)
+        trainer.log_value(f"rewards/{name}/weight", weight)
+    none = [False] * (rows // trainer.accelerator.num_processes)
+    local_KB = torch.tensor([getattr(f, "failed", None) or none for f in functions], device=trainer.args.device)
+    failed_BK = trainer.accelerator.gather(local_KB.T.contiguous())
+    failed_of = Counter[str]()  # two functions may share a name
+    for k, (function, name) in enumerate(zip(functions, trainer.reward_func_names, strict=True)):
+        failed = int(failed_BK[:, k].sum())
+        failed_of[name] += failed
         if not failed:
             continue
+        gap = failure_gap(paid_BK, trainer.reward_weights, failed_BK[:, k])
+        if gap is not None:
+            trainer.log_value(f"rewards/{name}/failed_gap", gap)
         everyone = gather_object([(getattr(function, "problem", ""), _loggable(getattr(function, "failing", {})))])
         problem, failing = next(first for first in everyone if first[0])
         step = trainer.state.global_step + 1  # the one that is being made
         if options.on_failure and trainer.is_world_process_zero():
-            options.on_failure({"step": step, "reward": name, "failed": int(failed), "problem": problem, **failing})
-        if failed / rows > options.max_failed_share:
+            options.on_failure({"step": step, "reward": name, "failed": failed, "problem": problem, **failing})
+        if failed > max(options.max_failed_share * rows, float(options.max_failed_share > 0)):
+            scored_B = raw_BK[:, k][~raw_BK[:, k].isnan()]
+            spread = scored_B.std().item() if len(scored_B) > 1 else None
             raise UserError(
                 f"rewards.{name}",
-                f"failed for {failed:.0f} of {rows} rollouts at step {step}, first with {problem}.",
+                f"failed for {failed} of {rows} rollouts at step {step}, first with {problem}."
+                f"{hidden_by_failures(failed, gap, spread)}",
                 "Mend it and start the same command again: it goes on from the last checkpoint, or starts over where "
                 "there is none yet. Or allow more: "
                 "rewards.max_failed_share. (A key changed in the recipe is named in resume.allow_changed.)",
             )
-    return {f"rewards/{name}/failed": n for name, n in zip(trainer.reward_func_names, failed_K, strict=True)}
+    for name, failed in failed_of.items():
+        trainer.log_value(f"rewards/{name}/failed", failed)
 
 
 def repeated_share(trainer: AttentionGRPOTrainer, completion_ids: Sequence[Sequence[int]]) -> float:
@@ -172,12 +195,13 @@ def log_raw_means(trainer: AttentionGRPOTrainer, raw_BK: Tensor) -> None:
     count.
     """
     logged = trainer._metrics["train" if trainer._training else "eval"]
-    for k, name in enumerate(trainer.reward_func_names):
-        raw_B = raw_BK[:, k]
+    names = trainer.reward_func_names
+    for k, name in enumerate(names):
+        raw_B, place = raw_BK[:, k], -names[k:].count(name)  # two functions may share a name
         if not torch.equal(raw_B, trainer._rewards_BK[:, k]):
             raw_B = raw_B[~raw_B.isnan()]
-            logged[f"rewards/{name}/mean"][-1] = raw_B.mean().item()
-            logged[f"rewards/{name}/std"][-1] = raw_B.std().item() if len(raw_B) > 1 else math.nan
+            logged[f"rewards/{name}/mean"][place] = raw_B.mean().item()
+            logged[f"rewards/{name}/std"][place] = raw_B.std().item() if len(raw_B) > 1 else math.nan
 
 
 def _loggable(rollout: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +260,7 @@ def token_advantages(
     return advantage_BT, parts_BK
 
 
-def save_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy], folder: Path) -> None:
+def save_rewards(trainer: AttentionGRPOTrainer, lagged: Mapping[int, LaggedPolicy], folder: Path) -> None:
     """The state of rewards and lagged policies, into a checkpoint. One rank only: it is the same on all."""
     states = {}
     for name, function in zip(trainer.reward_func_names, trainer.reward_funcs, strict=True):
@@ -252,7 +276,7 @@ def save_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy],
             policy.save(folder / f"lagged-{every}.safetensors")
 
 
-def load_rewards(trainer: AttentionGRPOTrainer, lagged: dict[int, LaggedPolicy], folder: Path) -> None:
+def load_rewards(trainer: AttentionGRPOTrainer, lagged: Mapping[int, LaggedPolicy], folder: Path) -> None:
     """What `save_rewards` wrote. Raises UserError where a reward does not take its state."""
     file = folder / STATE_FILE
     states = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

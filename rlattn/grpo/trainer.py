@@ -1,9 +1,10 @@
 """Glue: the only TRL subclass. It carries tensors between TRL and the pure modules; no arithmetic of its own."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from rlattn.attention.capture import Capture, batch_heads, capture
-from rlattn.credit import CreditRule, apply_credit, compute_credit, schedule, scheduled_weights
+from rlattn.credit import CreditRule, apply_credit, check_credit, compute_credit, schedule, scheduled_weights
 from rlattn.credit.advantages import (
     apply_gates,
     contributions,
@@ -25,13 +26,15 @@ from rlattn.credit.advantages import (
 )
 from rlattn.grpo.credit_log import CreditMetrics
 from rlattn.grpo.dialogues import trl_arguments
+from rlattn.grpo.lagged_policy import LaggedPolicy
 from rlattn.grpo.resume import EpochOrder, RestorePlace, load_place, save_durably
+from rlattn.grpo.reward_function import POLICY_MASK
 from rlattn.grpo.reward_hooks import (
     NO_OPTIONS,
     RewardOptions,
     bind_rewards,
-    check_failures,
     guard,
+    log_counts,
     log_raw_means,
     repeated_share,
     task_numbers,
@@ -77,6 +80,27 @@ class AttentionGRPOTrainer(GRPOTrainer):
         dialogue: the task whose rows are held as dialogues; the data set then has the task's `row` beside `prompt`.
     """
 
+    # Also for a trainer that is built without __init__, as TRL's own tests do.
+    credit: CreditRule | None = None
+    attention = AttentionOptions()
+    credit_options = CreditOptions()
+    reward_options: RewardOptions = NO_OPTIONS
+    measure: SafeMetrics | None = None
+    at_epoch: Callable[[Any, int], dict[str, Any]] | None = None
+    token_log: TokenLog | None = None
+    stop_strings: tuple[str, ...] = ()
+    keep_best = False
+    phases = Phases()
+    rows_in_hand: Sequence[Row] = ()  # of the batch that is being generated
+    _lagged: Mapping[int, LaggedPolicy] = MappingProxyType({})
+    _base_weights_K: Tensor | None = None
+    _tool_masks: Any = None
+    _generations = 0  # of the tool loop that is being run
+    _heads: tuple[Tensor, Tensor] | None = None  # of scope batch or calibrated
+    _order: EpochOrder | None = None  # None: a streamed data set has no sampler
+    _saving = False  # into the folder of what is not whole yet
+    _reading: Callable[[Tensor], None] | None = None  # takes the weights that the next policy forward gives
+
     def __init__(
         self,
         *args: Any,
@@ -98,44 +122,25 @@ class AttentionGRPOTrainer(GRPOTrainer):
             self.max_tool_calling_iterations = dialogue.questions
         if self.use_vllm:
             seed_requests(self)
-        self.rows_in_hand: list[Row] = []  # of the batch that is being generated
-        self._generations = 0  # of the tool loop that is being run
-        self.reward_funcs = [guard(function) for function in self.reward_funcs]
-        if credit is not None and self.importance_sampling_level == "sequence":
-            raise ValueError(
-                "credit needs importance_sampling_level='token': one ratio a sequence spreads every token's gradient "
-                "over all of them, so weights would not stay where they are put"
-            )
-        if credit is not None and (isinstance(credit, type) or not callable(credit)):
-            raise TypeError(f"credit: expected a rule such as CREDIT_RULES['coupled_rhythm'](), got {credit!r}")
-        for name, given, wanted in (
-            ("attention", attention, AttentionOptions),
-            ("credit_options", credit_options, CreditOptions),
-        ):
-            if given is not None and not isinstance(given, wanted):
-                raise TypeError(f"{name}: expected {wanted.__name__}, got {type(given).__name__}")
+        self.reward_funcs = [guard(*named) for named in zip(self.reward_funcs, self.reward_func_names, strict=True)]
+        check_credit(credit, attention, credit_options, self.importance_sampling_level)
         self.credit = credit
-        self.attention = attention or AttentionOptions()
-        self.credit_options = credit_options or CreditOptions()
+        self.attention = attention or self.attention
+        self.credit_options = credit_options or self.credit_options
         self.reward_options = reward_options
         self.measure = SafeMetrics(measure) if measure else None
         self.at_epoch, self.token_log = at_epoch, token_log
         if token_log:
             self.add_callback(token_log)
         self.stop_strings = tuple(stop_strings)
-        self._base_weights_K = self.reward_weights
         self._lagged = bind_rewards(self)
-        self._heads: tuple[Tensor, Tensor] | None = None  # of scope batch or calibrated
-        self._order: EpochOrder | None = None  # None: a streamed data set has no sampler
-        self._saving = False  # into the folder of what is not whole yet
         self.keep_best = keep_best
-        self.phases = phases or Phases()
+        self.phases = phases or Phases()  # its own: two trainers must not tell each other's times
         self.add_callback(PhaseTimes(self.phases, self.log_value))
         self._credit_metrics = CreditMetrics(self.log_value)
         self.add_callback(self._credit_metrics)
         self._place = RestorePlace(self)
         self.add_callback(self._place)
-        self._reading: Callable[[Tensor], None] | None = None  # takes the weights that the next policy forward gives
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
         with self.phases.phase("reward"):
@@ -144,30 +149,27 @@ class AttentionGRPOTrainer(GRPOTrainer):
     def _reward_table(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         for lagged in self._lagged.values():
             lagged.refresh(self.state.global_step)
-        options, names, log = self.reward_options, self.reward_func_names, self.log_value
         masks = self._tool_masks
         if masks is not None:
             inputs = [
-                {**example, "policy_mask": [bool(own) for own in mask]}
+                {**example, POLICY_MASK: [bool(own) for own in mask]}
                 for example, mask in zip(inputs, masks, strict=True)
             ]
         rewards_BK = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        for name, count in check_failures(self, len(rewards_BK)).items():
-            log(name, count)
-        log("completions/duplicates", repeated_share(self, completion_ids_list))
+        self.log_value("completions/duplicates", repeated_share(self, completion_ids_list))
         self.latest_completion = completion_ids_list[0]
-        for name, neutral in zip(names, rewards_BK.isnan().sum(dim=0).tolist(), strict=True):
-            log(f"rewards/{name}/neutral", neutral)
-        gates = {names.index(gated): names.index(required) for gated, required in options.requires.items()}
+        names, requires = self.reward_func_names, self.reward_options.requires
+        gates = {names.index(gated): names.index(required) for gated, required in requires.items()}
         # TRL normalises this table for its logs, we for the loss: both must see the same one.
         self._raw_BK, rewards_BK = rewards_BK, apply_gates(rewards_BK, gates)
         self._neutral_BK = rewards_BK.isnan()
         self._rewards_BK = fill_neutral(rewards_BK, self._group_size)
-        self.reward_weights = weights_now(self, self._base_weights_K, options)
-        for name, weight in zip(names, self.reward_weights.tolist(), strict=True):
-            log(f"rewards/{name}/weight", weight)
+        if self._base_weights_K is None:
+            self._base_weights_K = self.reward_weights
+        self.reward_weights = weights_now(self, self._base_weights_K, self.reward_options)
+        log_counts(self, self._raw_BK, self._rewards_BK)
         for name, value in task_numbers(self, inputs, completion_ids_list, masks).items():
-            log(f"task/{name}", value)
+            self.log_value(f"task/{name}", value)
         return self._rewards_BK
 
     def log_value(self, name: str, value: float) -> None:

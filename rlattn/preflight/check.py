@@ -45,7 +45,7 @@ def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
     except UserError as missing:  # a login node need not have what the run needs
         warnings.append(f"on this machine, {missing}")
     task, rewards, credit = build_task(recipe), build_rewards(recipe), build_credit(recipe)
-    check_built(recipe, task, rewards)
+    check_built(recipe, task, rewards, ranks)
     if recipe.hub_ids:
         go_offline_if_unreachable()
     prompts, unread = prompts_of(task)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 
 from rlattn.errors import UserError, did_you_mean
-from rlattn.rank import world_size
 from rlattn.recipe.grpo_fields import load_fields
 from rlattn.recipe.schema import TINY_CONTEXT, TINY_POLICY, Recipe
 from rlattn.rewards import REWARDS
@@ -39,18 +38,18 @@ def generation_batch(recipe: Recipe, ranks: int) -> int:
     return per_device * ranks * steps
 
 
-def window_steps(recipe: Recipe) -> float:
+def window_steps(recipe: Recipe, ranks: int) -> float:
     """Optimizer steps from one generation to the next."""
     accumulated = number(recipe, "gradient_accumulation_steps", 1)
     size = setting(recipe, "generation_batch_size")
     if isinstance(size, int):
-        micro_batches = size / (number(recipe, "per_device_train_batch_size", 8) * world_size())
+        micro_batches = size / (number(recipe, "per_device_train_batch_size", 8) * ranks)
     else:
         micro_batches = number(recipe, "steps_per_generation", accumulated)
     return micro_batches * number(recipe, "num_iterations", 1) / accumulated
 
 
-def check_recipe(recipe: Recipe, ranks: int = 1) -> list[str]:
+def check_recipe(recipe: Recipe, ranks: int) -> list[str]:
     """Cross-field rules. Returns warnings, one line each.
 
     Raises:
@@ -90,7 +89,7 @@ def check_layers(recipe: Recipe, layer_types: tuple[str, ...]) -> None:
             raise UserError("attention.layers", f"layer {layer} cannot be read.", f"This policy's are {usable}.")
 
 
-def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> None:
+def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward], ranks: int) -> None:
     """What must hold between a recipe's task and its rewards. Raises UserError."""
     dialogue = isinstance(task, DialogueTask)
     if dialogue and recipe.policy.prompt_style == "plain":
@@ -102,7 +101,7 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
         raise UserError("task.efforts", problem, "Drop it, or take a task without dialogues.")
     tools = getattr(task, "style", "") == "tools"
     spread = recipe.trainer.get("vllm_mode") == "server" or number(recipe, "vllm_tensor_parallel_size", 1) > 1
-    if tools and recipe.trainer.get("use_vllm") and spread and world_size() > 1:
+    if tools and recipe.trainer.get("use_vllm") and spread and ranks > 1:
         problem = "on several ranks TRL's tool loop would hand vLLM's answers to the wrong ranks."
         raise UserError("trainer.use_vllm", problem, "Use vllm_mode: colocate with one GPU an engine, or style: text.")
     if tools and "turn_tokens" in recipe.task.options:
@@ -113,13 +112,11 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward]) -> No
         if required and isinstance(rewards[required], SelfMonitor):
             problem = f"a gate opens at 1, and '{required}' pays 0 at best: '{name}' would never count."
             raise UserError(f"rewards.{name}.requires", problem, "Drop it: the monitor weighs in by itself.")
-        if isinstance(reward, SelfMonitor) and 0 < reward.lag <= window_steps(recipe):
-            problem = (
-                f"{reward.lag} steps, and a generation window has {window_steps(recipe):g}: refreshed before every "
-            )
+        if isinstance(reward, SelfMonitor) and 0 < reward.lag <= (window := window_steps(recipe, ranks)):
             raise UserError(
                 f"rewards.{name}.lag",
-                f"{problem}window, the lagged policy would be the current one.",
+                f"{reward.lag} steps, and a generation window has {window:g}: refreshed before every window, the "
+                "lagged policy would be the current one.",
                 "Make it larger (trainer.steps_per_generation x num_iterations / gradient_accumulation_steps is less).",
             )
         names_tokens = hasattr(reward, "tokens") or hasattr(reward, "parts")

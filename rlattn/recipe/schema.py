@@ -117,7 +117,7 @@ class Rewards(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, RewardSpec] = Field(init=False)
     combine: Literal["sum", "decoupled"] = "sum"
-    max_failed_share: float = Field(default=0.5, ge=0, le=1)  # of a batch under one reward; more ends the run
+    max_failed_share: float = Field(default=0.05, ge=0, le=1)  # of a batch under one reward; more ends the run
 
     @property
     def named(self) -> dict[str, RewardSpec]:

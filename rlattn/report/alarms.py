@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 WINDOW = 10
+LOW, SURE = 0.5, 2.0  # standard deviations of a batch, and of a mean: from there on failures go with low reward
 COUNTED = ("/failed", "/nonfinite_rows", "/refused_rows")
 ACCURACY = "eval/accuracy"
 OUT_OF_FORMAT = ("self_monitor/malformed", "task/invalid", "task/malformed")
@@ -79,7 +80,46 @@ def _failures(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
             count = f"{total:.0f}" if total == int(total) else f"{math.ceil(total)} or more"  # a line of several steps
             text = f"Reward '{name}' failed on {count} rollouts."
             found.append(Alarm(name=key, found=text, advice="failures.jsonl in the run's folder holds the first ones."))
+            if hidden := hidden_by_failures(
+                total, _mean_gap(rows, name), _spread(rows, name) if total >= WINDOW else None
+            ):
+                advice = "Give such a rollout the score it deserves instead of raising."
+                found.append(Alarm(name=f"{key}, bias", found=f"Reward '{name}':{hidden}", advice=advice))
     return found
+
+
+def hidden_by_failures(count: float, gap: float | None, spread: float | None) -> str:
+    """A sentence, with a space before it, where a reward seems to fail on bad rollouts: these are then paid the mean of
+    the good ones. Empty where nothing tells so.
+
+    Args:
+        count: rollouts on which it failed.
+        gap: what these were paid less what the others were, in standard deviations (`failed_gap`).
+        spread: standard deviation of the reward where it did not fail.
+    """
+    if gap is not None and gap <= -LOW and gap * math.sqrt(count) <= -SURE:
+        return (
+            f" Failures and low reward go together: what it failed on got {-gap:.1f} standard deviations less than the "
+            "rest, although neutral pays the mean of its group."
+        )
+    if spread == 0:
+        return (
+            " Wherever it did not fail it gave the same number: if it fails on bad rollouts, they are paid as the good "
+            "ones, and it teaches nothing."
+        )
+    return ""
+
+
+def _mean_gap(rows: Sequence[dict[str, Any]], name: str) -> float | None:
+    """`failed_gap` over all failures: batches with more of them count for more."""
+    both = ([sum(values([row], f"rewards/{name}/{key}")) for key in ("failed", "failed_gap")] for row in rows)
+    found = [(failed, gap) for failed, gap in both if failed and gap]
+    return sum(failed * gap for failed, gap in found) / sum(failed for failed, _ in found) if found else None
+
+
+def _spread(rows: Sequence[dict[str, Any]], name: str) -> float | None:
+    """The largest standard deviation of a reward in a batch with failures."""
+    return max(values([row for row in rows if row.get(f"rewards/{name}/failed")], f"rewards/{name}/std"), default=None)
 
 
 def _zero_std(rows: Sequence[dict[str, Any]]) -> list[Alarm]:

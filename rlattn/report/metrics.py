@@ -29,6 +29,7 @@ METRICS = (
     _metric("rewards/*/weight", "The weight a reward had, ramps and multipliers included"),
     _metric("rewards/*/neutral", "Rollouts a reward says nothing of: they get its group mean", "rollouts", "few"),
     _metric("rewards/*/failed", "Rollouts on which a reward raised, took too long or gave no number", "rollouts", "0"),
+    _metric("rewards/*/failed_gap", "What those are paid less what the others are", "std of the batch", "> -0.5"),
     _metric("rewards/*/share", "One reward's share of the advantages' size", "share"),
     _metric("eval/accuracy", "Greedy held-out accuracy; eval/low to eval/high is its 95 % interval", "share", "rises"),
     _metric("eval/mean_length", "Length of the held-out completions", "tokens"),

@@ -49,7 +49,8 @@ class Setup:
 
 def prepare(recipe: Recipe) -> Setup:
     """Validates everything that can be before weights load; makes the tiny policy where the recipe wants it."""
-    for warning in check_recipe(recipe, world_size()):
+    ranks = world_size()
+    for warning in check_recipe(recipe, ranks):
         say(f"warning: {warning}")
     check_installed(recipe)
     if is_main() and "wandb" in recipe.tracking.report_to:
@@ -57,8 +58,8 @@ def prepare(recipe: Recipe) -> Setup:
     check_generation(recipe)
     check_backend(recipe)
     task, rewards = build_task(recipe), build_rewards(recipe)
-    check_built(recipe, task, rewards)
-    if world_size() == 1:
+    check_built(recipe, task, rewards, ranks)
+    if ranks == 1:
         # TRL's own refusals, before a policy is made. On several ranks this would start the process group, and
         # transformers then saves models on rank 0 only: whichever rank makes the tiny policy must be able to.
         grpo_config(recipe, recipe.run_dir / "checkpoints", {})
