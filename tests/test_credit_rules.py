@@ -218,7 +218,7 @@ def test_a_rule_reaches_neither_the_signals_nor_the_gradients_switch(caplog):
 
     given = signals([1, 2, 3], [1, 2, NAN])
     for _ in range(3):
-        credit = compute_credit(spoils, given)
+        credit = compute_credit(spoils, given, proven=True)
         assert credit.weights_BN.tolist() == [[1, 1, 1]] and credit.metrics["credit/refused_rows"] == 1
     assert caplog.text.count("spoiled") == 1
     assert torch.is_grad_enabled()

@@ -258,23 +258,60 @@ class Enormous:
         return Credit(weights_BN=torch.full_like(signals.waad_BN, 1e38), metrics={})
 
 
-@pytest.mark.parametrize("rule", [Raises, Exits, Nothing, WrongShape, OddMetrics, Enormous])
-def test_a_failing_rule_leaves_equal_credit_and_is_counted(rule):
-    mask_BN = torch.ones(3, 5, dtype=torch.bool)
-    signals = Signals(waad_BN=torch.rand(3, 5), fai_BN=torch.rand(3, 5), mask_BN=mask_BN)
-    credit = compute_credit(rule(), signals)
+FAILING = [Raises, Exits, Nothing, WrongShape, OddMetrics]
+SIGNALS = Signals(waad_BN=torch.rand(3, 5), fai_BN=torch.rand(3, 5), mask_BN=torch.ones(3, 5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("rule", [*FAILING, Enormous])
+def test_a_rule_that_has_worked_and_fails_leaves_equal_credit_and_is_counted(rule):
+    credit = compute_credit(rule(), SIGNALS, proven=True)
     assert torch.equal(credit.weights_BN, torch.ones(3, 5))
     assert credit.metrics["credit/refused_rows"] == 3
 
 
-def test_a_rule_that_fails_in_a_run_leaves_grpo(policy, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("rule", FAILING)
+def test_a_rule_that_fails_at_once_is_the_users_mistake(rule):
+    with pytest.raises(UserError, match=f"credit: the rule {rule.__name__} fails on its first step: ") as raised:
+        compute_credit(rule(), SIGNALS)
+    assert raised.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("proven", [False, True])
+def test_a_built_in_rule_that_fails_raises_its_own_error(proven):
+    with pytest.raises(ValueError, match="the signals have no entropy"):
+        compute_credit(CREDIT_RULES["entropy"](), SIGNALS, proven=proven)  # which lack the entropies
+
+
+class FailsFrom:
+    """Equal credit, until the call of that number."""
+
+    def __init__(self, call):
+        self.calls_left = call
+
+    def __call__(self, signals):
+        self.calls_left -= 1
+        if self.calls_left < 1:
+            raise RuntimeError("boom")
+        return Credit(weights_BN=torch.ones_like(signals.waad_BN), metrics={})
+
+
+def failing_from(call):
     class Trainer(AttentionGRPOTrainer):
         def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs, credit=Raises())
+            super().__init__(*args, **kwargs, credit=FailsFrom(call))
 
-    ours, plain = trained(Trainer, policy, tmp_path / "a"), trained(GRPOTrainer, policy, tmp_path / "b")
-    assert ours.state.log_history[0]["credit/refused_rows"] == 8
+    return Trainer
+
+
+def test_a_rule_that_fails_after_its_first_step_leaves_grpo(policy, tmp_path):  # noqa: F811
+    ours, plain = trained(failing_from(2), policy, tmp_path / "a"), trained(GRPOTrainer, policy, tmp_path / "b")
+    assert [log.get("credit/refused_rows") for log in ours.state.log_history] == [0, 8, 8, None]
     assert all(torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), ours.model.state_dict().values()))
+
+
+def test_a_rule_that_fails_later_in_its_first_step_ends_the_run(policy, tmp_path):  # noqa: F811
+    with pytest.raises(UserError, match=r"credit: .*RuntimeError: boom"):
+        trained(failing_from(2), policy, tmp_path, gradient_accumulation_steps=2)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,13 @@ class Collective:
     def state_dict(self): return {{"total": self.total}}
     def load_state_dict(self, state): self.total = state["total"]
 
+from rlattn.types import Credit
+class FailsOnOneRank:
+    def __call__(self, signals):
+        if RANK != "0":
+            raise ValueError("no such head")
+        return Credit(weights_BN=signals.mask_BN.float())
+
 from rlattn.tasks import Arithmetic
 class Failing(Arithmetic):
     def verify(self, completion, row):
@@ -74,6 +81,17 @@ def test_an_error_on_one_rank_ends_the_other_and_is_told_last(tmp_path):
     assert "rlattn (rank 0): rank 1 failed in evaluation: ValueError: no such answer" in result.stderr
     assert "no such answer" in result.stderr[result.stderr.rindex("Root Cause") :]
     assert time.monotonic() - began < 90  # far below the 1,800 s after which torch itself would have given up
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_credit_rule_that_fails_on_its_first_step_ends_every_rank(tmp_path, ranks):
+    began = time.monotonic()
+    result = run(tmp_path, "pass", "credit={python: 'own:FailsOnOneRank'}", ranks=ranks)
+    assert result.returncode == (1 if ranks else 2), result.stderr  # 1: torchrun's own
+    said = "credit: the rule FailsOnOneRank fails on its first step: ValueError: no such head (own.py, line"
+    assert said in result.stderr
+    assert ranks or "Traceback" not in result.stderr
+    assert time.monotonic() - began < 90
 
 
 @pytest.mark.parametrize(("ranks", "said"), [(2, "rank 1 is in reward; the others wait for it"), (1, "does not end")])

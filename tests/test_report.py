@@ -291,6 +291,12 @@ def test_a_reward_whose_failures_are_all_that_it_tells_is_named():
     assert [one.name for one in find_alarms(told)] == ["rewards/mine/failed"]
 
 
+@pytest.mark.parametrize("key", ["rewards/mine/failed", "credit/nonfinite_rows", "credit/refused_rows"])
+def test_a_count_of_lines_that_speak_for_several_steps_is_no_round_zero(key):
+    (found,) = find_alarms([{"step": 5, key: 0.2}, {"step": 10, key: 0.0}])
+    assert "1 or more rollouts" in found.found
+
+
 def test_a_long_run_is_shortened_without_losing_an_alarm():
     long = [
         {"step": i + 1, "entropy": 1.0 if i < 500 else 0.1, "rewards/mine/failed": int(i == 400)} for i in range(999)

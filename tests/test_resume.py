@@ -52,6 +52,16 @@ def test_a_window_of_another_shape_is_generated_anew_and_said(policy, tmp_path, 
     assert "checkpoint-10 lies inside a generation window of another shape" in capsys.readouterr().out
 
 
+def test_trls_count_is_exact_behind_a_last_step_of_fewer_batches(policy, tmp_path):  # noqa: F811
+    # 5 windows of 3 micro-batches an epoch: the eighth step has one, where the others have two
+    odd = {"gradient_accumulation_steps": 2, "steps_per_generation": 3, "max_steps": 9, "save_strategy": "steps"}
+    whole = trained(policy, tmp_path, {"counter": Stateful()}, **odd, save_steps=8)
+    (tmp_path / "checkpoint-8/rank-0-of-1.pt").unlink()  # as if another number of ranks had written it
+    last = {"resume": str(tmp_path / "checkpoint-8"), **odd}
+    again = trained(policy, tmp_path, {"counter": Stateful()}, **last)
+    assert again._step == whole._step == 17
+
+
 def test_a_run_stopped_after_its_last_step_does_not_take_another(policy, tmp_path):  # noqa: F811
     saving = {**WINDOWS, "max_steps": 5, "save_strategy": "steps", "save_steps": 5}
     whole = trained(policy, tmp_path, {"stateful": Stateful(lag=3)}, **saving)

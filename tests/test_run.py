@@ -14,9 +14,10 @@ import pytest
 import torch
 from conftest import SMALL, rlattn
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 from wandb_file import records
 
+from rlattn.run.callbacks import MetricsFile
 from rlattn.run_folder.folder import lock_run
 from rlattn.run_folder.jsonl import read_rows
 
@@ -234,12 +235,24 @@ def test_dry_run_shows_the_prompt_and_what_is_wrong_and_leaves_nothing(tmp_path)
     )
     (tmp_path / "my_rules.py").write_text(f"from rlattn.types import Credit\n\n\n{body}")
     rule = "credit={python: 'my_rules:Negative'}"
-    result = rlattn("train", "quickstart", *SMALL, rule, "--dry-run", cwd=tmp_path)
+    result = rlattn("train", "quickstart", *SMALL, rule, "trainer.logging_steps=3", "--dry-run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert re.search(r"warning: In \d+ rollouts the credit rule failed, or gave negative", result.stdout)
     assert "<|assistant|>" in result.stdout
     assert re.search(r"3 steps would take about \d", result.stdout)
     assert {path.name for path in tmp_path.iterdir()} <= {"my_rules.py", "__pycache__"}
+
+
+def test_a_line_for_several_steps_has_the_mean_of_their_seconds(tmp_path):
+    lines, state = MetricsFile(tmp_path), TrainerState(is_world_process_zero=True)
+    for seconds in (0.2, 0.0):
+        lines.on_step_begin(None, state, None)
+        time.sleep(seconds)
+        state.global_step += 1
+        lines.on_step_end(None, state, None)
+    lines.on_log(None, state, None, logs={"reward": 1.0})
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert row["step"] == 2 and row["time/step"] >= 0.1
 
 
 def test_lora_trains_and_exports_merged(finished, tmp_path):

@@ -69,6 +69,42 @@ def test_rollouts_of_all_generations_of_a_step_have_numbers_of_their_own(policy,
     assert groups.prompt.first().nunique() == 6 and groups.rollout.nunique().eq(4).all()
 
 
+# micro-batches of 4 rollouts a step and a generation, iterations: rollouts a step, generation batches in steps 1 and 2
+SHAPES = {
+    (1, 2, 1): (4, 1, 1),
+    (2, 2, 1): (8, 1, 1),
+    (2, 4, 1): (8, 1, 1),
+    (4, 2, 1): (16, 2, 2),
+    (2, 3, 1): (8, 1, 2),  # the second step begins with the rest of the first generation batch
+    (2, 1, 2): (4, 1, 1),  # both iterations lie in one step, and each rollout is logged once
+    (2, 2, 2): (8, 1, 1),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_prompts_rollouts_are_one_group_whatever_a_step_holds(policy, tmp_path, shape):  # noqa: F811
+    accumulated, per_generation, iterations = shape
+    trained(
+        logged(tmp_path, None, every=1, rollouts=99), policy, tmp_path / "out", max_steps=2, loss_type="grpo",
+        per_device_train_batch_size=4, gradient_accumulation_steps=accumulated, steps_per_generation=per_generation,
+        num_iterations=iterations,
+    )  # fmt: skip
+    count, *generations = SHAPES[shape]
+    for (_, file), held in zip(token_files(tmp_path), generations, strict=True):
+        starts = pq.read_table(file).to_pandas().query("position == 0")
+        assert len(starts) == starts.rollout.nunique() == count
+        assert (starts.rollout // (4 * per_generation)).nunique() == held
+        assert starts.groupby("prompt").group.nunique().eq(1).all()
+        assert starts.groupby("group").prompt.nunique().eq(1).all()
+
+
+def test_an_epochs_last_step_of_fewer_micro_batches_keeps_as_many_rollouts(policy, tmp_path):  # noqa: F811
+    odd = {"gradient_accumulation_steps": 3, "steps_per_generation": 1, "max_steps": 6}  # 16 micro-batches an epoch
+    trained(logged(tmp_path, None, every=6, rollouts=8), policy, tmp_path / "out", **odd)
+    _, file = token_files(tmp_path)[-1]
+    assert pq.read_table(file).to_pandas().rollout.nunique() == 8
+
+
 def test_weights_are_those_that_count(policy, tmp_path):  # noqa: F811
     options = CreditOptions(sign="positive")
     trained(logged(tmp_path, credit_options=options, rollouts=8), policy, tmp_path / "out", max_steps=1)
@@ -112,12 +148,15 @@ import conftest, test_token_log, test_trl_contract as contract
 folder = Path(sys.argv[2])
 # with groups of 4, the second of every three straddles the ranks
 contract.trained(test_token_log.logged(folder, rollouts=12), sys.argv[1], folder / "out", per_device_train_batch_size=6)
+more = {"max_steps": 1, "per_device_train_batch_size": 6, "gradient_accumulation_steps": 2}  # one generation batch
+contract.trained(test_token_log.logged(folder / "more", rollouts=24), sys.argv[1], folder / "out", **more)
 conftest.leave_ranks()
 """
 
 
 def test_two_ranks_write_one_file_a_step(policy, tmp_path):  # noqa: F811
     (tmp_path / "two.py").write_text(TWO_RANKS)
+    (tmp_path / "more").mkdir()
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
     result = subprocess.run(
         [sys.executable, *launcher, str(tmp_path / "two.py"), str(policy), str(tmp_path)],
@@ -129,3 +168,6 @@ def test_two_ranks_write_one_file_a_step(policy, tmp_path):  # noqa: F811
     assert sorted(table.rollout.unique()) == list(range(12))
     assert table.groupby("group").prompt.nunique().tolist() == [1, 1, 1]
     assert len((tmp_path / "heads.jsonl").read_text().splitlines()) == 3
+    more = pq.read_table(token_files(tmp_path / "more")[0][1]).to_pandas()
+    assert sorted(more.rollout.unique()) == list(range(24))
+    assert more.groupby("group").prompt.nunique().tolist() == [1] * 6

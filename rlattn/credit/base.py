@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from rlattn.credit.diagnostics import diagnose
 from rlattn.credit.selection import Select, incomplete_rows
-from rlattn.errors import describe
+from rlattn.errors import UserError, describe
 from rlattn.types import Credit, CreditRule, Signals
 
 if TYPE_CHECKING:
@@ -99,15 +99,18 @@ def attention_failed(signals: Signals) -> "Tensor":
     return incomplete_rows(signals.waad_BN, signals.mask_BN) | infinite_B
 
 
-def compute_credit(rule: CreditRule, signals: Signals, step: int = 0) -> Credit:
-    """The rule's credit, checked. The way to call any rule, a user's own included: one that fails cannot end a run.
+def compute_credit(rule: CreditRule, signals: Signals, step: int = 0, *, proven: bool = False) -> Credit:
+    """The rule's credit, checked. The way to call any rule. It gets copies of the signals: what it writes into them
+    reaches nothing else.
 
-    A rule that raises, or gives no weights of the mask's shape, leaves GRPO's equal credit; every rollout of the batch
-    counts in `credit/refused_rows`, and each failure is logged once. The rule gets copies of the signals: what it
-    writes into them reaches nothing else.
+    Args:
+        proven: a user's rule has worked before. Where it then raises, or gives no weights of the mask's shape, the
+            batch has GRPO's equal credit, every rollout of it counts in `credit/refused_rows`, and each failure is
+            logged once.
 
     Raises:
         ValueError: the signals hold no token, or their shapes or types do not belong together.
+        UserError: a user's rule fails that is not proven. What a built-in rule raises comes as it is.
     """
     import torch  # here, so that checking a recipe does not import it
 
@@ -120,10 +123,19 @@ def compute_credit(rule: CreditRule, signals: Signals, step: int = 0) -> Credit:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        _warn_once(type(rule).__name__, describe(error))
+        if type(rule).__module__.partition(".")[0] == __name__.partition(".")[0]:  # a built-in has no failure to bear
+            raise
+        if not proven:
+            problem = f"the rule {_name(rule)} fails on its first step: {describe(error)}."
+            raise UserError("credit", problem, "Mend it, or leave credit out for GRPO's equal weights.") from error
+        _warn_once(_name(rule), describe(error))
         ones_BN = signals.mask_BN.float().new_ones(signals.mask_BN.shape)
         failed = ones_BN.new_tensor(float(len(ones_BN)))
         return Credit(weights_BN=ones_BN, metrics={**diagnose(ones_BN, signals), REFUSED: failed})
+
+
+def _name(rule: CreditRule) -> str:
+    return getattr(rule, "__name__", type(rule).__name__)
 
 
 @lru_cache(maxsize=1000)

@@ -17,11 +17,15 @@ COUNTS = ("credit/nonfinite_rows", "credit/refused_rows")  # sums over a step's 
 class CreditMetrics(TrainerCallback):
     """Keeps every batch's numbers as tensors until the step ends: to read one waits for the GPU, to gather it for every
     rank, and a step has many batches. One small gather a step.
+
+    Attributes:
+        proven: the rule has worked through a whole step of this session.
     """
 
     def __init__(self, log: Callable[[str, float], None]):
         self.log = log
         self.batches: list[dict[str, Tensor]] = []
+        self.proven = False
 
     def add(self, credit: Credit, strength: float) -> None:
         """A batch's numbers, and how far the schedule lets its weights count."""
@@ -34,6 +38,7 @@ class CreditMetrics(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not self.batches:  # no credit: on every rank alike
             return
+        self.proven = True
         values = iter(torch.stack([value for batch in self.batches for value in batch.values()]).tolist())
         numbers = [{name: next(values) for name in batch} for batch in self.batches]
         self.batches.clear()

@@ -64,7 +64,9 @@ class EpochOrder(Sampler[int]):
 
 
 class RestorePlace(TrainerCallback):
-    """Tells the sampler its epoch, and puts the loss between two log lines back, which transformers sets to 0."""
+    """Tells the sampler its epoch and TRL its place in it, and puts the loss between two log lines back, which
+    transformers sets to 0.
+    """
 
     def __init__(self, trainer: AttentionGRPOTrainer):
         self.trainer = trainer
@@ -82,7 +84,9 @@ class RestorePlace(TrainerCallback):
         if order is not None:
             batches = len(kwargs["train_dataloader"])
             steps = max(1, -(-batches // args.gradient_accumulation_steps))  # transformers' own count of an epoch
-            order.epoch = state.global_step // steps
+            order.epoch, inside = divmod(state.global_step, steps)
+            # Exact also where the shape of a step has changed; an epoch's last step may have fewer batches.
+            self.trainer._step = order.epoch * batches + inside * args.gradient_accumulation_steps
 
 
 def save_durably(trainer: AttentionGRPOTrainer, write: Callable[[], None]) -> None:

@@ -118,22 +118,38 @@ class TokenLog(TrainerCallback):
 
     def see(self, trainer: "AttentionGRPOTrainer", inputs: dict[str, Any]) -> None:
         """A micro-batch after its training forward; `inputs` hold the advantages as they were before credit."""
-        args, state = trainer.args, trainer.state
+        args: Any = trainer.args
+        state = trainer.state
         micro, self.micro_batches = self.micro_batches, self.micro_batches + 1
         step = state.global_step + 1
         if not self.due(step, state.max_steps) or self.forward is None or "log/rollout" not in inputs:
             return
+        # what each of the step's micro-batches holds: (generation batch, slice of it); TRL counts one after its loss
+        per_generation, begin = args.steps_per_generation, trainer._step - micro
+        window = per_generation * trainer.num_iterations
+        numbers = range(begin, begin + trainer.current_gradient_accumulation_steps)
+        slices = [(number // window, number % per_generation) for number in numbers]
+        own, different = slices[micro], [*dict.fromkeys(slices)]
+        if own in slices[:micro]:  # a further iteration over rollouts that the step has seen
+            return
         B, ranks = len(inputs["completion_ids"]), trainer.accelerator.num_processes
-        first = (micro * ranks + trainer.accelerator.process_index) * B
-        places = range(args.gradient_accumulation_steps * ranks * B)
+        first = (different.index(own) * ranks + trainer.accelerator.process_index) * B
+        places = range(len(different) * ranks * B)
         chosen = random.Random(f"{self.seed} {step}").sample(places, min(self.rollouts, len(places)))
         signals = {name: inputs[f"log/{name}"] for name in SIGNALS} if "log/weight" in inputs else self.signals
+        # a step may hold several generation batches, whose rollouts are numbered on
+        earlier = (own[0] - slices[0][0]) * per_generation * B * ranks
         for place in sorted(chosen):
             if first <= place < first + B:
-                self.kept.append(self._rollout(trainer, inputs, signals, place - first, micro))
+                self.kept.append(self._rollout(trainer, inputs, signals, place - first, earlier))
 
     def _rollout(
-        self, trainer: "AttentionGRPOTrainer", inputs: dict[str, Any], signals: dict[str, Tensor], row: int, micro: int
+        self,
+        trainer: "AttentionGRPOTrainer",
+        inputs: dict[str, Any],
+        signals: dict[str, Tensor],
+        row: int,
+        earlier: int,
     ) -> dict[str, Any]:
         assert self.forward is not None
         one = slice(row, row + 1)
@@ -142,12 +158,7 @@ class TokenLog(TrainerCallback):
         trained_T = real_T & (tool_mask[row].bool().cpu() if tool_mask is not None else True)
         advantage_1T = inputs.get("log/advantage", inputs["advantages"])[one]
         advantage_1T = advantage_1T.reshape(1, -1).expand(1, len(ids_T))
-        # a step may hold several generation batches, whose rollouts are numbered on
-        args: Any = trainer.args
-        batch = args.steps_per_generation * len(inputs["completion_ids"]) * trainer.accelerator.num_processes
-        now = trainer._step - 1  # TRL has counted this micro-batch already
-        earlier = now // args.steps_per_generation - (now - micro) // args.steps_per_generation
-        number = int(inputs["log/rollout"][row]) + earlier * batch
+        number = int(inputs["log/rollout"][row]) + earlier
         columns: dict[str, Any] = {
             "rollout": number,
             "group": number // trainer._group_size,

@@ -269,7 +269,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
             self._heads = batch_heads(self.accelerator.gather(captured.metrics()[0]), self.attention.share)
         signals = captured.signals(share=self.attention.share, heads=self._heads, entropy_BN=entropy_BN)
         draw = self._step * self.accelerator.num_processes + self.accelerator.process_index
-        credit = compute_credit(self.credit, signals, step=draw)
+        credit = compute_credit(self.credit, signals, step=draw, proven=self._credit_metrics.proven)
         options = self.credit_options
         strength = schedule(self.state.global_step, max(1, self.state.max_steps), options.warmup, options.decay)
         self._credit_metrics.add(credit, strength)

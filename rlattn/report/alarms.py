@@ -77,8 +77,7 @@ def _failures(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
         total = sum(values(rows, key))
         if total:
             name = key.split("/")[1]
-            count = f"{total:.0f}" if total == int(total) else f"{math.ceil(total)} or more"  # a line of several steps
-            text = f"Reward '{name}' failed on {count} rollouts."
+            text = f"Reward '{name}' failed on {_counted(total)} rollouts."
             found.append(Alarm(name=key, found=text, advice="failures.jsonl in the run's folder holds the first ones."))
             if hidden := hidden_by_failures(
                 total, _mean_gap(rows, name), _spread(rows, name) if total >= WINDOW else None
@@ -225,14 +224,19 @@ def _weights(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
         found.append(Alarm(name="undefined signals", found=text, advice=advice))
     bad = sum(values(rows, "credit/nonfinite_rows"))
     if bad:
-        text = f"{bad:.0f} rollouts had signals that are not finite; they were trained with weight 1."
+        text = f"{_counted(bad)} rollouts had signals that are not finite; they were trained with weight 1."
         found.append(Alarm(name="nonfinite signals", found=text, advice="Use bfloat16 or float32, not float16."))
     refused = sum(values(rows, "credit/refused_rows"))
     if refused:
-        text = f"In {refused:.0f} rollouts the credit rule failed, or gave negative, endless or huge weights."
+        text = f"In {_counted(refused)} rollouts the credit rule failed, or gave negative, endless or huge weights."
         advice = "They were trained with weight 1, as in plain GRPO: mend the rule."
         found.append(Alarm(name="refused weights", found=text, advice=advice))
     return found
+
+
+def _counted(total: float) -> str:
+    """A log line that speaks for several steps has the mean of their counts."""
+    return f"{total:.0f}" if total == int(total) else f"{math.ceil(total)} or more"
 
 
 def values(rows: Sequence[dict[str, Any]], key: str) -> list[float]:

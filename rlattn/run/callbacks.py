@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -60,25 +61,27 @@ class HeldOutEvaluation(TrainerCallback):
 
 
 class MetricsFile(TrainerCallback):
-    """metrics.jsonl: one object a logged step, `eval/…` in it where that step was evaluated."""
+    """metrics.jsonl: one object a log line, which may speak for several steps; `eval/…` where it was evaluated."""
 
     def __init__(self, run_dir: Path):
         self.path = run_dir / "metrics.jsonl"
         self.began = time.monotonic()
+        self.seconds: list[float] = []  # of the steps since the last line
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.began = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.step_seconds = time.monotonic() - self.began
+        self.seconds.append(time.monotonic() - self.began)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]
         if not state.is_world_process_zero or "train_runtime" in logs:  # transformers' closing totals are no step
             return
         row: dict[str, Any] = {"step": state.global_step, **named_as_in_file(logs)}
-        if state.global_step:
-            row["time/step"] = self.step_seconds
+        if self.seconds:
+            row["time/step"] = fmean(self.seconds)
+            self.seconds.clear()
         append_row(self.path, row)
 
 

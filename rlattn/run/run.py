@@ -195,7 +195,9 @@ def dry_run(recipe: Recipe) -> None:
     say("The first held-out prompt, as the policy reads it:\n")
     say(render_text(setup.policy.tokenizer, first["prompt"], template_kwargs(recipe)))
     with tempfile.TemporaryDirectory(prefix="rlattn-dry-run-") as folder:
-        trainer = make_trainer(setup, Path(folder), [], max_steps=1, save_strategy="no", report_to="none")
+        trainer = make_trainer(
+            setup, Path(folder), [], max_steps=1, logging_steps=1, save_strategy="no", report_to="none"
+        )
         steps = planned_steps(trainer, recipe)
         say("\nOne step …")
         result = trainer.train()
