@@ -1,4 +1,4 @@
-"""Shares of right answers: unbiased pass@k, intervals, paired comparison. Pure; the standard library only."""
+"""Means, intervals, unbiased pass@k and paired comparison. Pure; the standard library only."""
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
@@ -105,3 +105,10 @@ def jaccard(first: Iterable[Hashable], second: Iterable[Hashable]) -> float:
     """|A ∩ B| / |A ∪ B| of what occurs in each; 1 where both are empty."""
     one, other = set(first), set(second)
     return len(one & other) / len(one | other) if one or other else 1.0
+
+
+def means(entries: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of every number over the entries that have it and where it is finite; NaN where there are none."""
+    names = sorted({name for entry in entries for name in entry})
+    values = {name: [entry[name] for entry in entries if math.isfinite(entry.get(name, math.nan))] for name in names}
+    return {name: fmean(given) if given else math.nan for name, given in values.items()}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -198,6 +198,14 @@ class CreditOptions:
 
 Row = Mapping[str, Any]
 Split = Literal["train", "eval"]
+
+
+class Example(TypedDict):
+    """A task's row, and its prompt as the policy gets it (chat messages unless plain)."""
+
+    prompt: str | Messages
+    row: "Row"
+    effort: NotRequired[float]
 
 
 @runtime_checkable

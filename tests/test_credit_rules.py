@@ -9,7 +9,7 @@ import torch
 
 from rlattn.credit import CREDIT_RULES, CreditRule, compute_credit
 from rlattn.credit.selection import delta, largest_before, response_median
-from rlattn.grpo.credit_log import CreditMetrics
+from rlattn.grpo.credit_log import CreditLog
 from rlattn.types import Credit, Signals
 
 NAN, INF = float("nan"), float("inf")
@@ -243,7 +243,7 @@ def test_signals_that_do_not_belong_together_are_refused(change, said):
 
 def test_numbers_of_a_step_are_logged_once_and_those_of_a_broken_one_never():
     logged = []
-    callback = CreditMetrics(lambda name, value: logged.append((name, value)))
+    callback = CreditLog(lambda name, value: logged.append((name, value)))
     callback.batches.append({"credit/mean": torch.tensor(9.0)})  # an error breaks the step off
     callback.on_step_begin(None, None, None)
     callback.batches += [

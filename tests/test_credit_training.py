@@ -176,13 +176,13 @@ def test_calibrated_heads_are_kept_by_a_checkpoint(policy, tmp_path):  # noqa: F
     saving = {"save_strategy": "steps", "save_steps": 1}
     first = trained(scoped, policy, tmp_path, max_steps=1, **saving)
     resumed = trained(scoped, policy, tmp_path, resume=True, max_steps=2, **saving)
-    assert all(torch.equal(a, b) for a, b in zip(first._heads, resumed._heads))
-    assert first._heads[0].any()
+    assert all(torch.equal(a, b) for a, b in zip(first.reader.heads, resumed.reader.heads))
+    assert first.reader.heads[0].any()
 
 
 UNIFORM_ON_TWO_RANKS = """
 import sys, torch
-import conftest, rlattn.grpo.trainer
+import conftest, rlattn.grpo.credit_reader
 import test_trl_contract as contract
 from pathlib import Path
 from rlattn import AttentionGRPOTrainer
@@ -208,8 +208,10 @@ class WholeBatch(AttentionGRPOTrainer):
         attention = AttentionOptions(horizon=(2, 8), scope="batch")
         super().__init__(*args, **kwargs, credit=CREDIT_RULES["coupled_rhythm"](), attention=attention)
 
-seen, batch_heads = [], rlattn.grpo.trainer.batch_heads
-rlattn.grpo.trainer.batch_heads = lambda span_BLH, share: seen.append(span_BLH) or batch_heads(span_BLH, share)
+seen, batch_heads = [], rlattn.grpo.credit_reader.batch_heads
+rlattn.grpo.credit_reader.batch_heads = lambda span_BLH, share: (
+    seen.append(span_BLH) or batch_heads(span_BLH, share)
+)
 contract.trained(WholeBatch, policy, Path(folder) / "whole", **{**options, "max_steps": 1})
 (span_BLH,) = seen
 assert len(span_BLH) == 12, "the heads of a batch are chosen by the rollouts of every rank"

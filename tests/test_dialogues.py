@@ -172,9 +172,9 @@ def test_held_out_dialogues_are_greedy_and_leave_training_alone(policy, tmp_path
     examples = eval_examples(TASK, Policy(path=str(policy)))
     torch.manual_seed(3)
     state = torch.random.get_rng_state()
-    first, samples = evaluate(trainer, TASK, examples, samples=2)
+    first, samples = evaluate(trainer.port, TASK, examples, samples=2)
     assert torch.equal(torch.random.get_rng_state(), state)
-    again, _ = evaluate(trainer, TASK, examples)
+    again, _ = evaluate(trainer.port, TASK, examples)
     assert first == again
     assert first.rows == 6
     assert {"gain", "gain_share", "turns", "attributes_right"} <= set(first.measured)
@@ -311,7 +311,7 @@ def test_tool_calls_are_credited_turn_by_turn_as_free_text_is(caller, tmp_path, 
     assert added.abs().max() > 0.5
     torch.testing.assert_close(out["advantages"], added)  # accuracy is 0 for all
     examples = eval_examples(TOOLS, Policy(path=str(tmp_path / "policy")))
-    found, samples = evaluate(trainer, TOOLS, examples, samples=1)
+    found, samples = evaluate(trainer.port, TOOLS, examples, samples=1)
     assert found.measured["turns"] == 2
     assert "It goes to" in samples[0]["completion"]
 

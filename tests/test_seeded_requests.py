@@ -10,7 +10,9 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from rlattn.grpo import second_rollouts as generation
 from rlattn.grpo.multimodal_prompts import Asked
-from rlattn.grpo.second_rollouts import seed_requests, settings
+from rlattn.grpo.port import Port
+from rlattn.grpo.second_rollouts import seed_requests
+from rlattn.processes.phases import Phases
 
 
 class Recorder:
@@ -50,7 +52,7 @@ def trainer_of(*, step=0, seed=3, process=0, tensor_parallel=1, **settings):
         vllm_generation=engine, _step=step, args=SimpleNamespace(seed=seed), use_vllm=True,
         accelerator=engine.accelerator,
     )  # fmt: skip
-    seed_requests(trainer)
+    seed_requests(Port(trainer, Phases()))
     return trainer
 
 
@@ -76,7 +78,7 @@ def test_a_run_that_goes_on_asks_what_the_unbroken_one_asks():
     unbroken = trainer_of()
     seeds(unbroken)
     unbroken._step += 4
-    with settings(unbroken, temperature=0.0):
+    with Port(unbroken, Phases()).settings(temperature=0.0):
         assert seeds(unbroken) == [None] * 4  # evaluated before the checkpoint
     assert seeds(unbroken) == seeds(trainer_of(step=4))
 
@@ -93,7 +95,7 @@ def test_the_ranks_of_one_engine_agree_and_other_engines_differ():
 
 def test_a_server_is_left_to_trl():
     engine = SimpleNamespace(mode="server")
-    seed_requests(SimpleNamespace(vllm_generation=engine))
+    seed_requests(Port(SimpleNamespace(vllm_generation=engine, use_vllm=True), Phases()))
     assert vars(engine) == {"mode": "server"}
 
 
@@ -113,11 +115,12 @@ def test_a_rank_with_fewer_prompts_asks_as_many_as_the_others(monkeypatch):
         use_vllm=True, vllm_generation=SimpleNamespace(temperature=1.0, max_completion_length=8), model=model,
         accelerator=device, _tokenizer=tokenizer, _generate_single_turn=single_turn,
     )  # fmt: skip
-    assert generation.generate_texts(trainer, Asked(prompt_ids=[[5, 6], [7, 8]]), max_new_tokens=4) == ["a", "b"]
+    port = Port(trainer, Phases())
+    assert generation.generate_texts(port, Asked(prompt_ids=[[5, 6], [7, 8]]), max_new_tokens=4) == ["a", "b"]
     seen = Asked(prompt_ids=[[9]], images=[["a picture"]], fields={"pixel_values": [0.5]})
-    assert generation.generate_texts(trainer, seen, max_new_tokens=4) == ["a"]
+    assert generation.generate_texts(port, seen, max_new_tokens=4) == ["a"]
     assert shown == [(None, {}), ([["a picture"], None, None], {"pixel_values": [0.5]})]
     asked.pop()
-    assert generation.generate_greedy(trainer, [[5]]) == [[ord("a")]]
-    assert generation.generate_turn(trainer, [[5]], max_new_tokens=4, greedy=True) == ([[ord("a")]], [[-0.5]])
+    assert generation.generate_greedy(port, [[5]]) == [[ord("a")]]
+    assert generation.generate_turn(port, [[5]], max_new_tokens=4, greedy=True) == ([[ord("a")]], [[-0.5]])
     assert asked == [[[5, 6], [7, 8], [0]], [[5], [0], [0]], [[5], [0], [0]]]

@@ -181,7 +181,7 @@ def test_a_reward_is_called_as_trl_calls_it_and_may_be_called_by_hand():
     assert owned(environments=[Environment(), None]) == [1.0, None]
     assert owned(environments=[Environment(), 5]) == [None, None] and owned.failed == [True, True]
     picky = guard(lambda prompts, completions: [1.0] * len(prompts), "picky")
-    assert picky(prompts=["a"], completions=["b"], policy_mask=[[True]]) == [1.0]
+    assert picky(prompts=["a"], completions=["b"], rollout=["r"]) == [1.0]
     assert picky(["a"], ["b"]) == [1.0]
     with pytest.raises(TypeError):
         picky()

@@ -72,7 +72,7 @@ class Mortal:
         self.total = state["total"]
 
     def _die(self, trainer: Any, step: str, phase: str, milliseconds: str) -> None:
-        while trainer.state.global_step < int(step) or (phase != "between" and trainer.phases.now != phase):
+        while trainer.state.global_step < int(step) or (phase != "between" and trainer.port.phases.now != phase):
             time.sleep(0.0005)
         time.sleep(float(milliseconds) / 1000)
         os.kill(os.getpid(), signal.SIGKILL)

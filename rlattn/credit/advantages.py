@@ -5,6 +5,7 @@ NaN in a reward table means *neutral*: that reward has nothing to say about that
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,6 +15,34 @@ Combine = Literal["sum", "decoupled"]
 Scale = Literal["group", "batch", "none"]
 
 EPSILON = 1e-4  # TRL's; keeps a group of equal rewards at advantage 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardTable:
+    """The rewards of a generation batch, of all ranks, as they were scored and as they count."""
+
+    raw_BK: Tensor
+    """As scored; NaN where neutral."""
+    used_BK: Tensor
+    """With gates applied and neutral entries filled; NaN where a reward is neutral for a whole group."""
+    neutral_BK: Tensor
+    """Bool: entries of `used_BK` that were filled, or are NaN."""
+    weights_K: Tensor
+    group_size: int
+
+
+def reward_table(raw_BK: Tensor, gates: Mapping[int, int], weights_K: Tensor, group_size: int) -> RewardTable:
+    """From scores to what counts: `apply_gates`, then `fill_neutral`.
+
+    Args:
+        raw_BK: NaN where neutral; groups side by side.
+        gates: column of the gated reward -> column of the one it requires.
+    """
+    gated_BK = apply_gates(raw_BK, gates)
+    used_BK = fill_neutral(gated_BK, group_size)
+    return RewardTable(
+        raw_BK=raw_BK, used_BK=used_BK, neutral_BK=gated_BK.isnan(), weights_K=weights_K, group_size=group_size
+    )
 
 
 def fill_neutral(rewards_BK: Tensor, group_size: int) -> Tensor:

@@ -15,7 +15,6 @@ from rlattn.evaluation.plan import Item, Plan
 from rlattn.evaluation.subjects import Subject
 from rlattn.formats.effort import thought_tokens
 from rlattn.grpo.dialogues import check_dialogues, plain_dialogues
-from rlattn.grpo.held_out import Example
 from rlattn.inspection.inputs import check_decoder_only, load_config, load_tokenizer
 from rlattn.policy.chat_tokens import completion_text
 from rlattn.policy.generate import end_tokens, write_hf
@@ -26,7 +25,7 @@ from rlattn.progress import progress
 from rlattn.recipe.schema import TINY_POLICY, Policy
 from rlattn.run.build import taught_task
 from rlattn.tasks.guarded_metrics import SafeMetrics
-from rlattn.types import DialogueTask, Messages, Task
+from rlattn.types import DialogueTask, Example, Messages, Task
 
 SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
 

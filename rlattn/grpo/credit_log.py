@@ -1,4 +1,4 @@
-"""Glue: logs what the credit rule did to the batches of a step, once, at its end."""
+"""Logs what the credit rule did to the batches of a step, once, at its end."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,13 +8,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rlattn.grpo.reward_hooks import means
+from rlattn.statistics import means
 from rlattn.types import Credit
 
 COUNTS = ("credit/nonfinite_rows", "credit/refused_rows")  # sums over a step's batches and ranks; the rest are means
 
 
-class CreditMetrics(TrainerCallback):
+class CreditLog(TrainerCallback):
     """Keeps every batch's numbers as tensors until the step ends: to read one waits for the GPU, to gather it for every
     rank, and a step has many batches. One small gather a step.
 

@@ -1,4 +1,4 @@
-"""Glue: dialogues between the policy and a task's `reply`, in training and in evaluation.
+"""Dialogues between the policy and a task's `reply`, in training and in evaluation.
 
 Free text: every turn of the policy's is a chat message, and so is every reply (TRL's `rollout_func`). Tool calls: the
 policy calls `ask` (TRL's `environment_factory`). Both end in one row of tokens with a mask of those that the policy
@@ -7,10 +7,9 @@ wrote, so that credit, rewards and metrics are the same. A reply's tokens are ne
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,14 +21,11 @@ from trl.chat_template_utils import (
 )
 
 from rlattn.errors import UserError, describe
-from rlattn.grpo.second_rollouts import apart, generate_turn, settings
+from rlattn.grpo.port import Port
+from rlattn.grpo.second_rollouts import generate_turn
 from rlattn.policy.chat_tokens import reply_ids, reply_text
 from rlattn.policy.prompts import decode, render_ids
-from rlattn.types import DialogueTask, Row
-
-if TYPE_CHECKING:
-    from rlattn.grpo.held_out import Example
-    from rlattn.grpo.trainer import AttentionGRPOTrainer
+from rlattn.types import DialogueTask, Example, Row
 
 # prompts to one turn each, as token ids, and the tokens' log-probabilities where the backend has them
 GenerateTurn = Callable[[list[list[int]]], tuple[list[list[int]], list[list[float]] | None]]
@@ -91,27 +87,26 @@ def hold(
 def rollouts_in_text(task: DialogueTask) -> Callable[[list[Any], Any], dict[str, Any]]:
     """The `rollout_func` for TRL: one dialogue a prompt; prompts come repeated already."""
 
-    def rollout(prompts: list[Any], trainer: AttentionGRPOTrainer) -> dict[str, Any]:
-        dialogues = _begun(trainer, prompts, trainer.rows_in_hand)
-        _hold_in_trainer(trainer, task, dialogues, greedy=False)
+    def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        port: Port = trainer.port
+        dialogues = _begun(port, prompts, trainer.rows_in_hand)
+        _hold_with_port(port, task, dialogues, greedy=False)
         return {
             "prompt_ids": [dialogue.prompt_ids for dialogue in dialogues],
             "completion_ids": [dialogue.completion_ids for dialogue in dialogues],
-            "logprobs": [dialogue.logprobs for dialogue in dialogues] if trainer.use_vllm else None,
+            "logprobs": [dialogue.logprobs for dialogue in dialogues] if port.vllm is not None else None,
             "env_mask": [[int(own) for own in dialogue.policy_mask] for dialogue in dialogues],
         }
 
     return rollout
 
 
-def greedy_dialogues(
-    trainer: AttentionGRPOTrainer, task: DialogueTask, examples: Sequence[Example]
-) -> list[tuple[list[int], list[bool]]]:
+def greedy_dialogues(port: Port, task: DialogueTask, examples: Sequence[Example]) -> list[tuple[list[int], list[bool]]]:
     """One greedy dialogue an example: token ids and policy mask. Collective; leaves training as it was."""
     if task.style == "tools":
-        return _greedy_tool_dialogues(trainer, examples)
-    dialogues = _begun(trainer, [example["prompt"] for example in examples], [example["row"] for example in examples])
-    _hold_in_trainer(trainer, task, dialogues, greedy=True)
+        return _greedy_tool_dialogues(port, examples)
+    dialogues = _begun(port, [example["prompt"] for example in examples], [example["row"] for example in examples])
+    _hold_with_port(port, task, dialogues, greedy=True)
     return [(dialogue.completion_ids, dialogue.policy_mask) for dialogue in dialogues]
 
 
@@ -192,46 +187,35 @@ def check_dialogues(task: DialogueTask, tokenizer: PreTrainedTokenizerBase, temp
         raise UserError(key, f"TRL cannot read tool calls in its chat template: {describe(error)}.", fix) from None
 
 
-def _begun(trainer: Any, prompts: Sequence[Any], rows: Sequence[Row]) -> list[Dialogue]:
+def _begun(port: Port, prompts: Sequence[Any], rows: Sequence[Row]) -> list[Dialogue]:
     ids: dict[str, list[int]] = {}  # a prompt comes once for each rollout of its group
     for prompt in prompts:
         if str(prompt) not in ids:
-            ids[str(prompt)] = render_ids(trainer._tokenizer, prompt, trainer.chat_template_kwargs)
+            ids[str(prompt)] = render_ids(port.tokenizer, prompt, port.template_kwargs)
     return [Dialogue(prompt_ids=ids[str(prompt)], row=row) for prompt, row in zip(prompts, rows, strict=True)]
 
 
-def _hold_in_trainer(trainer: Any, task: DialogueTask, dialogues: Sequence[Dialogue], *, greedy: bool) -> None:
+def _hold_with_port(port: Port, task: DialogueTask, dialogues: Sequence[Dialogue], *, greedy: bool) -> None:
     def generate(prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]] | None]:
-        return generate_turn(trainer, prompt_ids, max_new_tokens=task.turn_tokens, greedy=greedy)
+        return generate_turn(port, prompt_ids, max_new_tokens=task.turn_tokens, greedy=greedy)
 
     def anywhere(flag: bool) -> bool:
-        return bool(trainer.accelerator.gather(torch.tensor([flag], device=trainer.accelerator.device)).any())
+        return bool(port.gather(torch.tensor([flag], device=port.device)).any())
 
     hold(
         generate,
-        trainer._tokenizer,
+        port.tokenizer,
         task,
         dialogues,
-        most_tokens=trainer.max_completion_length,
-        template_kwargs=trainer.chat_template_kwargs,
+        most_tokens=port.max_completion_length,
+        template_kwargs=port.template_kwargs,
         anywhere=anywhere,
     )
 
 
-def _greedy_tool_dialogues(trainer: Any, examples: Sequence[Example]) -> list[tuple[list[int], list[bool]]]:
-    """Through TRL's own tool loop, with what it would have set up for a training batch."""
-    kept = trainer.environments, trainer._metrics["eval"]
-    trainer._metrics["eval"] = defaultdict(list)  # TRL's own, of a batch that is none
-    factory = trainer.environment_factories[None]
-    trainer.environments = [factory() for _ in examples]
-    trainer._batch_environments = [None] * len(examples)
-    trainer._sync_tool_dicts = [{"ask": environment.ask} for environment in trainer.environments]
-    trainer._async_tool_dicts = [{} for _ in examples]
-    for environment, example in zip(trainer.environments, examples, strict=True):
-        environment.reset(example["row"])
-    try:
-        with apart(trainer), settings(trainer, temperature=0.0):
-            _, completion_ids, mask, *_ = trainer._generate([example["prompt"] for example in examples])
-    finally:
-        trainer.environments, trainer._metrics["eval"] = kept
+def _greedy_tool_dialogues(port: Port, examples: Sequence[Example]) -> list[tuple[list[int], list[bool]]]:
+    """Through TRL's own tool loop."""
+    with port.apart(), port.settings(temperature=0.0):
+        prompts, rows = [example["prompt"] for example in examples], [example["row"] for example in examples]
+        completion_ids, mask = port.generate_with_tools(prompts, rows)
     return [(ids, [bool(flag) for flag in own]) for ids, own in zip(completion_ids, mask, strict=True)]

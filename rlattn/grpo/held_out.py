@@ -5,21 +5,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import fmean
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from rlattn.formats.effort import effort_text, thought_tokens
 from rlattn.grpo.dialogues import greedy_dialogues
+from rlattn.grpo.port import Port
 from rlattn.grpo.second_rollouts import generate_greedy
-from rlattn.grpo.trainer import AttentionGRPOTrainer
 from rlattn.policy.chat_tokens import completion_text
 from rlattn.policy.prompts import decode, render_ids, render_text
 from rlattn.statistics import wilson_interval
 from rlattn.tasks.guarded_metrics import SafeMetrics
 from rlattn.tasks.rows import storable
-from rlattn.types import DialogueTask, Messages, Row, Task
+from rlattn.types import DialogueTask, Example, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +33,7 @@ class Completion:
     """Tokens of the `<think>` block."""
 
 
-Generate = Callable[[Sequence["Example"]], list[Completion]]
-
-
-class Example(TypedDict):
-    """A task's row, and its prompt as the policy gets it (chat messages unless plain)."""
-
-    prompt: str | Messages
-    row: Row
-    effort: NotRequired[float]
+Generate = Callable[[Sequence[Example]], list[Completion]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,32 +76,32 @@ class Evaluation:
 
 
 def evaluate(
-    trainer: AttentionGRPOTrainer, task: Task, examples: Sequence[Example], *, samples: int = 0
+    port: Port, task: Task, examples: Sequence[Example], *, samples: int = 0
 ) -> tuple[Evaluation, list[dict[str, Any]]]:
     """Greedy accuracy of the current policy, and the first `samples` completions (on rank 0).
 
     Collective: every rank takes every world_size-th row and makes the same number of generation calls; all ranks return
     the same numbers. Cost: one greedy completion a row. The training RNG is left as it was.
     """
-    rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    kwargs: Any = trainer.chat_template_kwargs
+    rank, ranks = port.rank, port.ranks
+    kwargs: Any = port.template_kwargs
     if isinstance(task, DialogueTask):
-        generate = in_dialogue(lambda part: greedy_dialogues(trainer, task, part), trainer._tokenizer)
+        generate = in_dialogue(lambda part: greedy_dialogues(port, task, part), port.tokenizer)
     else:
-        generate = in_one_turn(lambda ids: generate_greedy(trainer, ids), trainer._tokenizer, kwargs)
+        generate = in_one_turn(lambda ids: generate_greedy(port, ids), port.tokenizer, kwargs)
 
     def timed(part: Sequence[Example]) -> Any:
-        with trainer.phases.phase("evaluation"):  # anew for every batch: the watchdog counts from there
+        with port.phases.phase("evaluation"):  # anew for every batch: the watchdog counts from there
             return generate(part)
 
-    with trainer.phases.phase("evaluation"):
+    with port.phases.phase("evaluation"):
         outcomes, kept = score_greedy(
             timed,
-            trainer._tokenizer,
+            port.tokenizer,
             task,
             examples[rank::ranks],
-            calls=math.ceil(math.ceil(len(examples) / ranks) / trainer.args.per_device_eval_batch_size),
-            batch_size=trainer.args.per_device_eval_batch_size,
+            calls=math.ceil(math.ceil(len(examples) / ranks) / port.args.per_device_eval_batch_size),
+            batch_size=port.args.per_device_eval_batch_size,
             filler=examples[0],
             template_kwargs=kwargs,
             samples=samples,

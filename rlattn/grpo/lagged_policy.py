@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlattn.errors import UserError
+from rlattn.grpo.port import Port
 
 
 class LaggedPolicy:
@@ -46,13 +46,13 @@ class LaggedPolicy:
         return True
 
     @contextmanager
-    def in_place(self, trainer: Any) -> Iterator[None]:
+    def in_place(self, port: Port) -> Iterator[None]:
         """The policy's weights are the lagged ones inside the context, also those that vLLM has."""
-        self._swap(trainer)
+        self._swap(port)
         try:
             yield
         finally:
-            self._swap(trainer)
+            self._swap(port)
 
     def save(self, file: Path) -> None:
         tensors = {name: copy.contiguous().cpu() for name, copy in self.copies.items()}
@@ -65,9 +65,9 @@ class LaggedPolicy:
             for name, copy in self.copies.items():
                 copy.copy_(stored.get_tensor(name))
 
-    def _swap(self, trainer: Any) -> None:
+    def _swap(self, port: Port) -> None:
         for name, parameter in self.parameters.items():
             # DeepSpeed moves the model after the copies were made
             lagged: Tensor = self.copies[name].to(device=parameter.device, dtype=parameter.dtype)
             self.copies[name], parameter.data = parameter.data, lagged
-        trainer._last_loaded_step = -1  # so that TRL sends the weights to vLLM before it generates
+        port.send_weights_again()

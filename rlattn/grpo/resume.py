@@ -1,4 +1,4 @@
-"""Glue: exact resume. Puts into a checkpoint what transformers and TRL leave out of it, and back where it was.
+"""Exact resume: puts into a checkpoint what transformers and TRL leave out of it, and back where it was.
 
 Exact means: every input of the next step is restored, so that a run that was killed ends with the parameters of one
 that was not, bit for bit where its kernels are deterministic (a CPU). Restored here: the order of the prompts in later
@@ -11,9 +11,10 @@ mode requests are seeded (`rlattn.grpo.second_rollouts.seed_requests`).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -21,7 +22,10 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlattn.errors import UserError, describe
-from rlattn.grpo.reward_hooks import load_rewards, save_rewards
+from rlattn.grpo.credit_reader import CreditReader
+from rlattn.grpo.port import Port
+from rlattn.grpo.reward_hooks import RewardHooks
+from rlattn.grpo.token_log import TokenLog
 from rlattn.rank import say
 from rlattn.run_folder.checkpoints import (
     PARTIAL,
@@ -33,9 +37,6 @@ from rlattn.run_folder.checkpoints import (
     rotate,
     seal,
 )
-
-if TYPE_CHECKING:
-    from rlattn.grpo.trainer import AttentionGRPOTrainer
 
 GOES_ON = "Make room on the disk, or mend it; the same command then goes on."
 HEADS_FILE = "heads.json"  # in a checkpoint: the calibrated head sets, layers x heads
@@ -63,76 +64,141 @@ class EpochOrder(Sampler[int]):
         return len(self.sampler)
 
 
-class RestorePlace(TrainerCallback):
-    """Tells the sampler its epoch and TRL its place in it, and puts the loss between two log lines back, which
-    transformers sets to 0.
+class ExactResume(TrainerCallback):
+    """Writes into a checkpoint what transformers and TRL leave out of it, and puts it back.
+
+    Attributes:
+        order: TRL's sampler, in an order that resumes; None for a streamed data set, which has no sampler.
     """
 
-    def __init__(self, trainer: AttentionGRPOTrainer):
-        self.trainer = trainer
-        self.logged: dict[str, Any] = {}
+    def __init__(
+        self, port: Port, rewards: RewardHooks, reader: CreditReader | None, token_log: TokenLog | None, keep_best: bool
+    ):
+        self.order: EpochOrder | None = None
+        self._port, self._rewards, self._reader, self._token_log = port, rewards, reader, token_log
+        self._keep_best = keep_best
+        self._saving = False  # into the folder of what is not whole yet
+        self._restored: dict[str, Any] | None = None
+
+    def order_of(self, sampler: Any) -> EpochOrder:
+        self.order = EpochOrder(sampler, self._port.args.seed)
+        return self.order
+
+    def folder(self, output_dir: str) -> str:
+        """Where transformers writes a checkpoint: beside its place while one is being saved."""
+        return os.path.join(output_dir, PARTIAL) if self._saving else output_dir
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        for name, value in self.logged.items():
-            setattr(self.trainer, name, value)
-        self.logged = {}
+        if self._restored:
+            self._port.restore_loss(self._restored)
+        self._restored = None
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        order = self.trainer._order
-        if order is not None:
+        if self.order is not None:
             batches = len(kwargs["train_dataloader"])
             steps = max(1, -(-batches // args.gradient_accumulation_steps))  # transformers' own count of an epoch
-            order.epoch, inside = divmod(state.global_step, steps)
+            self.order.epoch, inside = divmod(state.global_step, steps)
             # Exact also where the shape of a step has changed; an epoch's last step may have fewer batches.
-            self.trainer._step = order.epoch * batches + inside * args.gradient_accumulation_steps
+            self._port.count_micro_batches(self.order.epoch * batches + inside * args.gradient_accumulation_steps)
 
+    def save(self, write: Callable[[], None]) -> None:
+        """`write` and what is ours, into a checkpoint that is whole or not there; then old ones go. Collective.
 
-def save_durably(trainer: AttentionGRPOTrainer, write: Callable[[], None]) -> None:
-    """`write` and what is ours, into a checkpoint that is whole or not there; then old ones go. Collective.
+        Where the disk fails, on whichever rank, training goes on with the last good checkpoint, and says so.
+        Under DeepSpeed and FSDP it ends.
+        """
+        port = self._port
+        folder, name = Path(str(port.args.output_dir)), f"checkpoint-{port.step}"
+        if port.is_main:
+            clear(folder)
+        port.wait_for_everyone()
 
-    Where the disk fails, on whichever rank, training goes on with the last good checkpoint, and says so.
-    Under DeepSpeed and FSDP it ends.
-    """
-    folder, step = Path(str(trainer.args.output_dir)), trainer.state.global_step
-    name = f"checkpoint-{step}"
-    if trainer.is_world_process_zero():
-        clear(folder)
-    trainer.accelerator.wait_for_everyone()
+        def save() -> None:
+            self._saving = True
+            try:
+                write()
+                self._save_place(folder / PARTIAL / name)
+            finally:
+                self._saving = False
 
-    def save() -> None:
-        trainer._saving = True
-        try:
-            write()
-            save_place(trainer, folder / PARTIAL / name)
-        finally:
-            trainer._saving = False
+        if port.is_deepspeed or port.is_fsdp:
+            try:
+                save()  # collective within: a rank that fails alone cannot meet the others, so the run ends
+            except Exception as error:
+                if not is_write_failure(error):
+                    raise
+                raise UserError("output_dir", _unwritten(folder, name, describe(error)), GOES_ON) from error
+            port.wait_for_everyone()  # before the seal: all ranks write
+            failed = None
+        else:
+            failed = _failure_on_any_rank(save)
+        if not failed:
+            failed = _failure_on_any_rank(lambda: seal(folder, name) if port.is_main else None)
+        if failed:
+            say(f"warning: {_unwritten(folder, name, failed)} Look after the disk.")
+        best = port.state.best_global_step  # of transformers' own evaluation, whose path still names `.partial`
+        if best and (folder / f"checkpoint-{best}").is_dir():
+            port.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
+        if not port.is_main:
+            return
+        if failed:
+            clear(folder)
+        else:
+            rotate(folder, port.step, keep_last=port.args.save_total_limit, best_step=self._best_step(folder))
 
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        try:
-            save()  # collective within: a rank that fails alone cannot meet the others, so the run ends
-        except Exception as error:
-            if not is_write_failure(error):
-                raise
-            raise UserError("output_dir", _unwritten(folder, name, describe(error)), GOES_ON) from error
-        trainer.accelerator.wait_for_everyone()  # before the seal: all ranks write
-        failed = None
-    else:
-        failed = _failure_on_any_rank(save)
-    if not failed:
-        failed = _failure_on_any_rank(lambda: seal(folder, name) if trainer.is_world_process_zero() else None)
-    if failed:
-        say(f"warning: {_unwritten(folder, name, failed)} Look after the disk.")
-    best = trainer.state.best_global_step  # of transformers' own evaluation, whose path still names `.partial`
-    if best and (folder / f"checkpoint-{best}").is_dir():
-        trainer.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
-    if not trainer.is_world_process_zero():
-        return
-    if failed:
-        clear(folder)
-    else:
-        rotate(folder, step, keep_last=trainer.args.save_total_limit, best_step=_best_step(trainer, folder))
+    def _best_step(self, folder: Path) -> int | None:
+        """The step of the checkpoint with the best held-out accuracy; of equals, the latest."""
+        there, state = {checkpoint_step(path) for path in checkpoints(folder)}, self._port.state
+        rows = [row for row in state.log_history if "eval_accuracy" in row and row["step"] in there]
+        best = max(rows, key=lambda row: (row["eval_accuracy"], row["step"]), default=None)
+        return int(best["step"]) if best and self._keep_best else state.best_global_step
+
+    def _save_place(self, folder: Path) -> None:
+        """Writes what is ours into a checkpoint. Every rank calls it, none waits for another."""
+        folder.mkdir(parents=True, exist_ok=True)
+        heads = self._token_log.heads if self._token_log else {}
+        place = {**self._port.place(), "heads": heads, "window": self._port.window_shape}
+        torch.save(place, self._file(folder))
+        if not self._port.is_main:
+            return
+        self._rewards.save(folder)
+        reader = self._reader
+        if reader and reader.attention.scope == "calibrated" and reader.heads is not None:
+            local_LH, global_LH = (heads_LH.tolist() for heads_LH in reader.heads)
+            (folder / HEADS_FILE).write_text(json.dumps({"local": local_LH, "global": global_LH}), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Reads it back. Written by another number of ranks, an unfinished window's rollouts are generated anew."""
+        port = self._port
+        self._rewards.load(folder)
+        device: Any = "cpu" if port.device.type == "cpu" else port.device  # torch.load knows no "cpu:0"
+        if self._reader and self._reader.attention.scope == "calibrated" and (folder / HEADS_FILE).is_file():
+            sets = json.loads((folder / HEADS_FILE).read_text(encoding="utf-8"))
+            local_LH, global_LH = (torch.tensor(sets[name], device=device) for name in ("local", "global"))
+            self._reader.heads = local_LH, global_LH
+        file = self._file(folder)
+        place = torch.load(file, map_location=device, weights_only=True) if file.is_file() else None
+        if place is not None and place["rollouts"] and place.get("window", port.window_shape) != port.window_shape:
+            port.count_micro_batches(port.step * port.args.gradient_accumulation_steps)
+            say(f"{folder.name} lies inside a generation window of another shape: its rollouts are generated anew.")
+            return
+        if place is None:
+            port.count_micro_batches(port.step * port.args.gradient_accumulation_steps)
+            say(
+                f"{folder.name} was not written by {port.ranks} rank(s): random numbers start anew, and so do "
+                "the rollouts of an unfinished generation window. From here on the run is not what it would have been."
+            )
+            return
+        if self._token_log:
+            heads = place.get("heads", {})  # on the CPU there: at the next due step those of all ranks are stacked
+            self._token_log.heads = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in heads.items()}
+        port.restore_place(place)
+        self._restored = place
+
+    def _file(self, folder: Path) -> Path:
+        return folder / f"rank-{self._port.rank}-of-{self._port.ranks}.pt"
 
 
 def _unwritten(folder: Path, name: str, why: str) -> str:
@@ -150,79 +216,3 @@ def _failure_on_any_rank(act: Callable[[], None]) -> str | None:
             raise
         failed = describe(error)
     return next((found for found in gather_object([failed]) if found), None)
-
-
-def _best_step(trainer: AttentionGRPOTrainer, folder: Path) -> int | None:
-    """The step of the checkpoint with the best held-out accuracy; of equals, the latest."""
-    there = {checkpoint_step(path) for path in checkpoints(folder)}
-    rows = [row for row in trainer.state.log_history if "eval_accuracy" in row and row["step"] in there]
-    best = max(rows, key=lambda row: (row["eval_accuracy"], row["step"]), default=None)
-    return int(best["step"]) if best and trainer.keep_best else trainer.state.best_global_step
-
-
-def save_place(trainer: AttentionGRPOTrainer, folder: Path) -> None:
-    """Writes what is ours into a checkpoint. Every rank calls it, none waits for another."""
-    folder.mkdir(parents=True, exist_ok=True)
-    inside = trainer._step % _window(trainer) > 0
-    place = {
-        "step": trainer._step,
-        "rollouts": trainer._buffered_inputs if inside else None,
-        "metrics": {name: [float(value) for value in values] for name, values in trainer._metrics["train"].items()},
-        "loss": trainer._tr_loss,
-        "last_logged": trainer._globalstep_last_logged,
-        "heads": trainer.token_log.heads if trainer.token_log else {},
-        "window": _shape(trainer),
-    }
-    torch.save(place, _file(trainer, folder))
-    if not trainer.is_world_process_zero():
-        return
-    save_rewards(trainer, trainer._lagged, folder)
-    if trainer.attention.scope == "calibrated" and trainer._heads is not None:
-        local_LH, global_LH = (heads_LH.tolist() for heads_LH in trainer._heads)
-        (folder / HEADS_FILE).write_text(json.dumps({"local": local_LH, "global": global_LH}), encoding="utf-8")
-
-
-def load_place(trainer: AttentionGRPOTrainer, folder: Path) -> None:
-    """Reads it back. Written by another number of ranks, an unfinished window's rollouts are generated anew."""
-    load_rewards(trainer, trainer._lagged, folder)
-    device: Any = "cpu" if trainer.args.device.type == "cpu" else trainer.args.device  # torch.load knows no "cpu:0"
-    if trainer.attention.scope == "calibrated" and (folder / HEADS_FILE).is_file():
-        sets = json.loads((folder / HEADS_FILE).read_text(encoding="utf-8"))
-        local_LH, global_LH = (torch.tensor(sets[name], device=device) for name in ("local", "global"))
-        trainer._heads = local_LH, global_LH
-    file = _file(trainer, folder)
-    place = torch.load(file, map_location=device, weights_only=True) if file.is_file() else None
-    if place is not None and place["rollouts"] and place.get("window", _shape(trainer)) != _shape(trainer):
-        trainer._step = trainer.state.global_step * trainer.args.gradient_accumulation_steps
-        say(f"{folder.name} lies inside a generation window of another shape: its rollouts are generated anew.")
-        return
-    if place is None:
-        trainer._step = trainer.state.global_step * trainer.args.gradient_accumulation_steps
-        say(
-            f"{folder.name} was not written by {trainer.args.world_size} rank(s): random numbers start anew, and so do "
-            "the rollouts of an unfinished generation window. From here on the run is not the one it would have been."
-        )
-        return
-    if trainer.token_log:
-        heads = place.get("heads", {})  # on the CPU there: at the next due step those of all ranks are stacked
-        trainer.token_log.heads = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in heads.items()}
-    trainer._step, trainer._buffered_inputs = place["step"], place["rollouts"]
-    for name, values in place["metrics"].items():
-        trainer._metrics["train"][name].extend(values)
-    trainer._place.logged = {"_tr_loss": place["loss"], "_globalstep_last_logged": place["last_logged"]}
-
-
-def _window(trainer: AttentionGRPOTrainer) -> int:
-    """Batches that are trained on before the next generation."""
-    args: Any = trainer.args
-    return int(args.steps_per_generation * trainer.num_iterations)
-
-
-def _shape(trainer: AttentionGRPOTrainer) -> list[int]:
-    """What the rollouts of a window are cut by."""
-    args: Any = trainer.args
-    return [args.per_device_train_batch_size, args.steps_per_generation, trainer.num_iterations, trainer._group_size]
-
-
-def _file(trainer: AttentionGRPOTrainer, folder: Path) -> Path:
-    return folder / f"rank-{trainer.args.process_index}-of-{trainer.args.world_size}.pt"

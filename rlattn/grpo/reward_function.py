@@ -20,7 +20,7 @@ from rlattn.types import Reward, RewardBatch, Rollout, Task
 logger = logging.getLogger(__name__)
 FAILURES_SHOWN = 3
 ONE_A_ROLLOUT = ("prompts", "completions", "completion_ids", "environments")  # of TRL's arguments for a reward
-POLICY_MASK = "policy_mask"  # rlattn's own argument, beside TRL's: the tokens of a rollout that the policy wrote
+ROLLOUT = "rollout"  # rlattn's own argument, beside TRL's: the rollout, decoded once for all rewards
 
 Part = tuple[float | None, list[bool]]
 
@@ -125,8 +125,8 @@ class RewardFunction(Guarded):
         self.batch_of: Callable[[Sequence[Rollout]], tuple[RewardBatch, Lockstep]] | None = None
 
     def __call__(self, prompts: list, **inputs: Any) -> list[float | None]:  # type: ignore[override]
-        masks = inputs.get(POLICY_MASK) or [None] * len(prompts)
-        rollouts = self._rollouts(prompts, inputs["completion_ids"], masks, inputs["row"])
+        rollouts = inputs.get(ROLLOUT) or self.rollouts_of(prompts, inputs["completion_ids"], None, inputs["row"])
+        rollouts = [one if one.task is self.task else replace(one, task=self.task) for one in rollouts]
         problem = ""
         if hasattr(self.reward, "prepare") and self.batch_of:
             rollouts, problem = self._prepared(*self.batch_of(rollouts))
@@ -170,12 +170,24 @@ class RewardFunction(Guarded):
                 problem += f"; and load_state_dict(): {describe(error)}"
         return list(batch.rollouts), f"prepare() failed: {problem}"
 
-    def _rollouts(
-        self, prompts: list, completion_ids: list[list[int]], masks: list[list[bool] | None], rows: list[dict]
+    def rollouts_of(
+        self,
+        prompts: Sequence[Any],
+        completion_ids: Sequence[list[int]],
+        masks: Sequence[list[bool] | None] | None,
+        rows: Sequence[dict],
+        groups: Sequence[int] | None = None,
     ) -> list[Rollout]:
+        """Prompts and completions as every reward of this task reads them.
+
+        Args:
+            masks: of each completion, the tokens that the policy wrote; None where it wrote all.
+            groups: of each rollout, the number of its group.
+        """
         texts: dict[str, tuple[str, str]] = {}  # a prompt comes once for each rollout of its group
         rollouts = []
-        for prompt, ids, mask, row in zip(prompts, completion_ids, masks, rows, strict=True):
+        masks, groups = masks or [None] * len(prompts), groups or [0] * len(prompts)
+        for prompt, ids, mask, row, group in zip(prompts, completion_ids, masks, rows, groups, strict=True):
             key = str(prompt)
             if key not in texts:
                 texts[key] = self._rendered(prompt)
@@ -189,6 +201,7 @@ class RewardFunction(Guarded):
                     policy_mask=tuple(mask or ()),
                     row=row,
                     task=self.task,
+                    group=group,
                 )
             )
         return rollouts
@@ -218,7 +231,7 @@ class RewardFunction(Guarded):
 
 def _of_trl(inputs: dict[str, Any]) -> dict[str, Any]:
     """What TRL itself hands to a reward function, which need not take more."""
-    return {name: value for name, value in inputs.items() if name != POLICY_MASK}
+    return {name: value for name, value in inputs.items() if name != ROLLOUT}
 
 
 def reward_parts(reward: Any) -> int:

@@ -1,4 +1,4 @@
-"""Glue: which tokens were credited. A few sampled rollouts of a step, token by token, and how far the heads look.
+"""Which tokens were credited: a few sampled rollouts of a step, token by token, and how far the heads look.
 
 `tokens/step-000010.parquet`: one row a completion token of `tracking.token_rollouts` rollouts (columns: `SCHEMA`, and
 one `reward/<name>` and one `neutral/<name>` a reward). `heads.jsonl`: one object a step, `span`, `local` and `global`
@@ -9,7 +9,7 @@ rewards.
 import os
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,13 +18,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rlattn.credit.apply import effective_weights
+from rlattn.credit.advantages import RewardTable
+from rlattn.credit.apply import Sign, effective_weights
 from rlattn.credit.selection import delta, top_fraction
+from rlattn.grpo.port import Port
 from rlattn.run_folder.jsonl import append_row
-from rlattn.types import Signals
-
-if TYPE_CHECKING:
-    from rlattn.grpo.trainer import AttentionGRPOTrainer
+from rlattn.types import CreditRule, Signals
 
 SCHEMA = pa.schema(
     [
@@ -67,6 +66,8 @@ class TokenLog(TrainerCallback):
         self.forward: tuple[Tensor, Tensor] | None = None  # log-probabilities and entropies of the last forward
         self.kept: list[dict[str, Any]] = []
         self.micro_batches = 0
+        self.fraction: float = FRACTION
+        self.sign: Sign = "both"
 
     def due(self, step: int, last: int) -> bool:
         return step == 1 or step % self.every == 0 or step == last
@@ -91,8 +92,9 @@ class TokenLog(TrainerCallback):
                 self.run_dir / "heads.jsonl", {"step": state.global_step, "layers": heads[0]["layers"], **rounded}
             )
 
-    def read_signals(self, signals: Signals, weights_BT: Tensor) -> None:
-        """What a credit rule saw and gave, of the forward that was just read."""
+    def read_signals(self, signals: Signals, weights_BT: Tensor, rule: CreditRule, sign: Sign) -> None:
+        """What a credit rule saw and gave, of the forward that was just read; `sign`: where its weights count."""
+        self.fraction, self.sign = _fraction(rule), sign
         T = weights_BT.shape[1]
         self.signals = dict(zip(SIGNALS, (weights_BT, signals.waad_BN[:, -T:], signals.fai_BN[:, -T:]), strict=True))
         if signals.span_BLH is not None and signals.local_heads is not None and signals.global_heads is not None:
@@ -103,37 +105,36 @@ class TokenLog(TrainerCallback):
                 "global": signals.global_heads.float().mean(0).cpu(),
             }
 
-    def carried(self, trainer: "AttentionGRPOTrainer", advantage_BT: Tensor, credited: bool) -> dict[str, Tensor]:
+    def carried(self, port: Port, table: RewardTable, advantage_BT: Tensor, credited: bool) -> dict[str, Tensor]:
         """What of a generation batch rides TRL's buffer, which shuffles it, to the training forward."""
         B, device = len(advantage_BT), advantage_BT.device
-        rollout_B = torch.arange(B, device=device) + B * trainer.accelerator.process_index
-        rewards_BK = trainer._rewards_BK[rollout_B]
-        total_B = (rewards_BK * trainer.reward_weights.to(device)).nansum(dim=1)
+        rollout_B = torch.arange(B, device=device) + B * port.rank
+        rewards_BK = table.used_BK[rollout_B]
+        total_B = (rewards_BK * table.weights_K.to(device)).nansum(dim=1)
         found = {"log/rollout": rollout_B, "log/rewards": rewards_BK, "log/reward": total_B}
-        found["log/neutral"] = trainer._neutral_BK[rollout_B]
+        found["log/neutral"] = table.neutral_BK[rollout_B]
         if credited:
             found |= {f"log/{name}": values_BT for name, values_BT in self.signals.items()}
             found["log/advantage"] = advantage_BT
         return found
 
-    def see(self, trainer: "AttentionGRPOTrainer", inputs: dict[str, Any]) -> None:
+    def see(self, port: Port, inputs: dict[str, Any]) -> None:
         """A micro-batch after its training forward; `inputs` hold the advantages as they were before credit."""
-        args: Any = trainer.args
-        state = trainer.state
+        args: Any = port.args
+        state = port.state
         micro, self.micro_batches = self.micro_batches, self.micro_batches + 1
         step = state.global_step + 1
         if not self.due(step, state.max_steps) or self.forward is None or "log/rollout" not in inputs:
             return
         # what each of the step's micro-batches holds: (generation batch, slice of it); TRL counts one after its loss
-        per_generation, begin = args.steps_per_generation, trainer._step - micro
-        window = per_generation * trainer.num_iterations
-        numbers = range(begin, begin + trainer.current_gradient_accumulation_steps)
-        slices = [(number // window, number % per_generation) for number in numbers]
+        per_generation, begin = args.steps_per_generation, port.micro_batches - micro
+        numbers = range(begin, begin + port.accumulated)
+        slices = [(number // port.window, number % per_generation) for number in numbers]
         own, different = slices[micro], [*dict.fromkeys(slices)]
         if own in slices[:micro]:  # a further iteration over rollouts that the step has seen
             return
-        B, ranks = len(inputs["completion_ids"]), trainer.accelerator.num_processes
-        first = (different.index(own) * ranks + trainer.accelerator.process_index) * B
+        B, ranks = len(inputs["completion_ids"]), port.ranks
+        first = (different.index(own) * ranks + port.rank) * B
         places = range(len(different) * ranks * B)
         chosen = random.Random(f"{self.seed} {step}").sample(places, min(self.rollouts, len(places)))
         signals = {name: inputs[f"log/{name}"] for name in SIGNALS} if "log/weight" in inputs else self.signals
@@ -141,11 +142,11 @@ class TokenLog(TrainerCallback):
         earlier = (own[0] - slices[0][0]) * per_generation * B * ranks
         for place in sorted(chosen):
             if first <= place < first + B:
-                self.kept.append(self._rollout(trainer, inputs, signals, place - first, earlier))
+                self.kept.append(self._rollout(port, inputs, signals, place - first, earlier))
 
     def _rollout(
         self,
-        trainer: "AttentionGRPOTrainer",
+        port: Port,
         inputs: dict[str, Any],
         signals: dict[str, Tensor],
         row: int,
@@ -161,27 +162,25 @@ class TokenLog(TrainerCallback):
         number = int(inputs["log/rollout"][row]) + earlier
         columns: dict[str, Any] = {
             "rollout": number,
-            "group": number // trainer._group_size,
+            "group": number // port.group_size,
             "trained": trained_T[real_T].tolist(),
             "token_id": ids_T[real_T].tolist(),
-            "token": token_texts(trainer._tokenizer, ids_T[real_T].tolist()),
+            "token": token_texts(port.tokenizer, ids_T[real_T].tolist()),
             "advantage": _floats(advantage_1T[0], real_T),
             "logprob": _floats(self.forward[0][row], real_T),
             "entropy": _floats(self.forward[1][row], real_T),
             "weight": [1.0] * int(real_T.sum()),
             "reward": float(inputs["log/reward"][row]),
-            "rewards": dict(zip(trainer.reward_func_names, inputs["log/rewards"][row].tolist(), strict=True)),
-            "neutral": dict(zip(trainer.reward_func_names, _row(inputs.get("log/neutral"), row))),
-            "prompt": _text(trainer._tokenizer, inputs["prompt_ids"][row], inputs["prompt_mask"][row]),
+            "rewards": dict(zip(port.reward_names, inputs["log/rewards"][row].tolist(), strict=True)),
+            "neutral": dict(zip(port.reward_names, _row(inputs.get("log/neutral"), row))),
+            "prompt": _text(port.tokenizer, inputs["prompt_ids"][row], inputs["prompt_mask"][row]),
         }
         if signals:
-            sign = trainer.credit_options.sign
-            columns["weight"] = _floats(effective_weights(advantage_1T, signals["weight"][one], sign)[0], real_T)
+            columns["weight"] = _floats(effective_weights(advantage_1T, signals["weight"][one], self.sign)[0], real_T)
             waad_1T, fai_1T, mask_1T = signals["waad"][one].cpu(), signals["fai"][one].cpu(), trained_T[None]
-            fraction = _fraction(trainer.credit)
             columns |= {"waad": _floats(waad_1T[0], real_T), "fai": _floats(fai_1T[0], real_T)}
-            columns["anchor"] = top_fraction(fai_1T, mask_1T, fraction)[0, real_T].tolist()
-            columns["preplan"] = top_fraction(delta(waad_1T, mask_1T), mask_1T, fraction)[0, real_T].tolist()
+            columns["anchor"] = top_fraction(fai_1T, mask_1T, self.fraction)[0, real_T].tolist()
+            columns["preplan"] = top_fraction(delta(waad_1T, mask_1T), mask_1T, self.fraction)[0, real_T].tolist()
         return columns
 
 

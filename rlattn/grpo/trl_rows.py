@@ -6,11 +6,10 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from rlattn.formats.effort import at_effort
-from rlattn.grpo.held_out import Example
 from rlattn.policy.prompts import chat_or_plain
 from rlattn.recipe.schema import Policy
 from rlattn.tasks.rows import check_row, rows_of
-from rlattn.types import Row, Task
+from rlattn.types import Example, Row, Task
 
 
 def train_data(task: Task, policy: Policy, limit: int | None = None) -> Dataset | IterableDataset:

@@ -14,7 +14,6 @@ from trl import GRPOConfig
 from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.formats.effort import AtEveryEffort, EffortDraw
 from rlattn.grpo.dialogues import check_dialogues
-from rlattn.grpo.held_out import Example
 from rlattn.grpo.reward_function import RewardFunction
 from rlattn.grpo.reward_hooks import RewardOptions
 from rlattn.grpo.token_log import TokenLog
@@ -30,7 +29,7 @@ from rlattn.rank import is_main, say, world_size
 from rlattn.recipe.build import build_credit, build_rewards, build_task
 from rlattn.recipe.constraints import check_built, check_installed, check_layers, check_recipe, number
 from rlattn.recipe.schema import TINY_POLICY, Recipe
-from rlattn.types import DialogueTask, Task, WarmStartable
+from rlattn.types import DialogueTask, Example, Task, WarmStartable
 
 PROMPTS_MEASURED = 1000  # measuring every prompt of a huge data set would take longer than it is worth
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rlattn.grpo.held_out import Evaluation, Example, evaluate
-from rlattn.grpo.trainer import AttentionGRPOTrainer
+from rlattn.grpo.held_out import Evaluation, evaluate
+from rlattn.grpo.port import Port
 from rlattn.progress import progress
 from rlattn.rank import say
 from rlattn.report.alarms import enough_for_alarms, find_alarms
 from rlattn.run_folder.folder import ALARMS
 from rlattn.run_folder.jsonl import append_row, named_as_in_file, read_rows
-from rlattn.types import Task
+from rlattn.types import Example, Task
 
 
 class HeldOutEvaluation(TrainerCallback):
@@ -25,35 +25,35 @@ class HeldOutEvaluation(TrainerCallback):
     def __init__(self, task: Task, examples: Sequence[Example], *, every: int | None, samples: int, run_dir: Path):
         self.task, self.examples, self.every, self.samples = task, examples, every, samples
         self.samples_file = run_dir / "samples.jsonl"
-        self.trainer: AttentionGRPOTrainer | None = None  # set once it exists; TRL wants callbacks before
+        self.port: Port | None = None  # set once the trainer exists; TRL wants callbacks before
         self.latest: Evaluation | None = None
         self.latest_step = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step == 0:
-            assert self.trainer is not None
-            self.trainer.log(self._evaluate(state))
+            assert self.port is not None
+            self.port.log_line(self._evaluate(state))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         last = state.global_step >= state.max_steps
         if last or (self.every and state.global_step % self.every == 0):
-            assert self.trainer is not None
+            assert self.port is not None
             for key, value in self._evaluate(state).items():
-                self.trainer._metrics["train"][key].append(value)
+                self.port.log_to_step(key, value)
             control.should_log = True
         if last:
             control.should_save = args.save_strategy != "no"  # so that a longer run can go on from the end of this one
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.latest is None and state.global_step >= state.max_steps:  # resumed after the last step
-            assert self.trainer is not None
-            self.latest, self.latest_step = evaluate(self.trainer, self.task, self.examples)[0], state.global_step
+            assert self.port is not None
+            self.latest, self.latest_step = evaluate(self.port, self.task, self.examples)[0], state.global_step
 
     def _evaluate(self, state: TrainerState) -> dict[str, float]:
         began = time.monotonic()
-        assert self.trainer is not None
+        assert self.port is not None
         self.latest_step = state.global_step
-        self.latest, samples = evaluate(self.trainer, self.task, self.examples, samples=self.samples)
+        self.latest, samples = evaluate(self.port, self.task, self.examples, samples=self.samples)
         if state.is_world_process_zero:
             for sample in samples:
                 append_row(self.samples_file, {"step": state.global_step, **sample})

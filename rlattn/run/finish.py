@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rlattn.formats.effort import by_effort
 from rlattn.grpo.dialogues import plain_dialogues
-from rlattn.grpo.held_out import Evaluation, Example, in_dialogue, in_one_turn, score_greedy, summarise
+from rlattn.grpo.held_out import Evaluation, in_dialogue, in_one_turn, score_greedy, summarise
 from rlattn.policy.generate import write_hf
 from rlattn.progress import duration, progress, visible
 from rlattn.rank import say
@@ -22,7 +22,7 @@ from rlattn.report import write_report
 from rlattn.run.build import Setup, taught_task, template_kwargs
 from rlattn.run_folder.folder import write_text
 from rlattn.run_folder.jsonl import read_rows
-from rlattn.types import DialogueTask, WarmStart, WarmStartable
+from rlattn.types import DialogueTask, Example, WarmStart, WarmStartable
 
 SAMPLE_SHOWN = 240  # characters
 

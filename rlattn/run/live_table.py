@@ -1,6 +1,7 @@
 """Glue: the live table on a terminal: step and time left, numbers with their course so far, the last completion."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console, Group
@@ -10,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rlattn.policy.prompts import decode
 from rlattn.progress import duration, visible
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -33,7 +33,7 @@ class LiveTable(TrainerCallback):
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True)
-        self.trainer: Any = None  # set once it exists; TRL wants callbacks before
+        self.completion: Callable[[], str] = str  # the last one; set once the trainer exists
         self.values: dict[str, list[float]] = {}
         self.start, self.began = 0, time.monotonic()
         self.live = Live(console=self.console, refresh_per_second=4)  # another callback may log before it starts
@@ -66,9 +66,7 @@ class LiveTable(TrainerCallback):
         for name, label, digits in NUMBERS:
             if found := self.values.get(name):
                 numbers.add_row(label, f"{found[-1]:.{digits}f}", sparkline(found))
-        ids = getattr(self.trainer, "latest_completion", None)
-        text = decode(self.trainer._tokenizer, ids)[:SHOWN] if ids else ""
-        return Group(head, numbers, Text(visible(text), style="dim"))
+        return Group(head, numbers, Text(visible(self.completion()[:SHOWN]), style="dim"))
 
 
 def sparkline(values: list[float], width: int = WIDTH) -> str:

@@ -14,10 +14,10 @@ from accelerate.utils import gather_object
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from rlattn.errors import UserError, describe
+from rlattn.grpo.port import Port
 from rlattn.grpo.resume import GOES_ON
 from rlattn.grpo.token_log import TokenLog
-from rlattn.grpo.trainer import AttentionGRPOTrainer
-from rlattn.policy.prompts import render_text
+from rlattn.policy.prompts import decode, render_text
 from rlattn.processes.phases import Phases
 from rlattn.processes.signals import StopSignals
 from rlattn.processes.watchdog import Watchdog
@@ -125,10 +125,10 @@ def _train(recipe: Recipe, watchdog: Watchdog) -> int:
         os.environ |= {k: v for k, v in wandb_environment(recipe.run_dir).items() if k not in os.environ}
     failures = partial(append_row, recipe.run_dir / FAILURES)
     trainer = make_trainer(setup, recipe.run_dir / "checkpoints", callbacks, token_log, watchdog.phases, failures)
-    evaluation.trainer = trainer
+    evaluation.port = trainer.port
     checkpoint = same_on_all_ranks(recipe.run_dir / "checkpoints", checkpoint)
     if isinstance(shown, LiveTable):
-        shown.trainer = trainer
+        shown.completion = lambda: decode(trainer.port.tokenizer, list(trainer.latest_completion))
     if is_main() and "wandb" in tracking.report_to:
         trainer.add_callback(WandbRun(recipe))  # behind the token log
     if checkpoint:
@@ -151,26 +151,26 @@ def _train(recipe: Recipe, watchdog: Watchdog) -> int:
             f"\nstopped by {stop.stopped_by.name} after step {result.global_step}"
             f"{f', saved in {saved}' if saved.is_dir() else ''}; the same command goes on from the last checkpoint."
         )
-        end_ranks(trainer)
+        end_ranks(trainer.port)
         return stop.stopped_by
-    save_model(trainer, recipe.run_dir / "model")
+    save_model(trainer.port, recipe.run_dir / "model")
     if is_main():
         finish(setup, evaluation.latest, result, time.monotonic() - began, start_step)
     if lock:
         lock.release()
     watchdog.wait_for_rank_0()
-    end_ranks(trainer)
+    end_ranks(trainer.port)
     return 0
 
 
-def end_ranks(trainer: AttentionGRPOTrainer) -> None:
+def end_ranks(port: Port) -> None:
     """Leaves the process group of several ranks, and gives its threads time to let go of their last tensors.
 
     DDP keeps gloo's threads alive to the end. One that is late and frees a tensor while the interpreter shuts down ends
     a run in which all is done by SIGABRT ("terminate called without an active exception").
     """
     if torch.distributed.is_initialized():
-        trainer.accelerator.end_training()
+        port.end_training()
         time.sleep(GLOO_SECONDS)
 
 
@@ -198,7 +198,7 @@ def dry_run(recipe: Recipe) -> None:
         trainer = make_trainer(
             setup, Path(folder), [], max_steps=1, logging_steps=1, save_strategy="no", report_to="none"
         )
-        steps = planned_steps(trainer, recipe)
+        steps = planned_steps(trainer.port, recipe)
         say("\nOne step …")
         result = trainer.train()
     seconds = result.metrics["train_runtime"]
@@ -209,27 +209,26 @@ def dry_run(recipe: Recipe) -> None:
     for alarm in find_alarms(trainer.state.log_history):
         say(f"warning: {alarm}")
     say("Next: the same command without --dry-run.")
-    end_ranks(trainer)
+    end_ranks(trainer.port)
 
 
-def planned_steps(trainer: AttentionGRPOTrainer, recipe: Recipe) -> int:
+def planned_steps(port: Port, recipe: Recipe) -> int:
     """Optimizer steps of the whole run, from max_steps or from epochs over the rows."""
     steps = number(recipe, "max_steps", -1)
     if steps > 0:
         return steps
-    rollouts = len(trainer.train_dataset) * trainer.num_generations * trainer.num_iterations  # type: ignore
-    per_step = trainer.args.train_batch_size * world_size() * trainer.args.gradient_accumulation_steps
-    return math.ceil(float(recipe.trainer.get("num_train_epochs", 3.0)) * rollouts / per_step)
+    per_step = port.args.train_batch_size * port.ranks * port.args.gradient_accumulation_steps
+    return math.ceil(float(recipe.trainer.get("num_train_epochs", 3.0)) * port.rollouts_an_epoch / per_step)
 
 
-def save_model(trainer: AttentionGRPOTrainer, folder: Path) -> None:
+def save_model(port: Port, folder: Path) -> None:
     """Full weights or adapter, tokenizer and generation config; collective, and whole or not at all."""
     beside = folder.with_name(f".{folder.name}.partial")
     if is_main():
         shutil.rmtree(beside, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(beside))
-    trainer.accelerator.wait_for_everyone()
+    port.wait_for_everyone()
+    port.save_model(beside)
+    port.wait_for_everyone()
     if is_main():
         (beside / "training_args.bin").unlink(missing_ok=True)  # a pickle of this machine's paths
         if folder.is_dir() and not folder.is_symlink():

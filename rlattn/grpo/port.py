@@ -1,0 +1,360 @@
+"""What rlattn's own code uses of TRL's trainer: every private member of TRL that is read, set or called stands here.
+
+The other files of this room are given a `Port`, never a trainer. TRL promises nothing about its private members, so
+`tests/test_trl_contract.py` asserts each one that is named here, and the methods that `trainer.py` extends
+(`EXTENDED`). Legend: B rollouts of this rank.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from trl.models.utils import disable_gradient_checkpointing
+
+from rlattn.processes.phases import Phases
+
+# Private methods of TRL's and transformers' trainers that AttentionGRPOTrainer extends, always through `super()`.
+EXTENDED = (
+    "_calculate_rewards",  # the gathered reward table: gates, neutral entries, failures
+    "_compute_loss",  # reads the advantages after its forward: credit goes in between
+    "_generate",  # its mask of the tokens that tools wrote
+    "_generate_and_score_completions",  # per-token advantages in place of TRL's
+    "_generate_single_turn",  # stop strings
+    "_get_output_dir",  # a checkpoint is written beside its place, then moved there
+    "_get_per_token_logps_and_entropies",  # the forward that attention is read off
+    "_get_train_sampler",  # an order of prompts that resumes exactly
+    "_load_optimizer_and_scheduler",  # after it, the rest of a checkpoint is restored
+    "_run_epoch",  # a run that was resumed after its last step takes no further one
+    "_save_checkpoint",  # whole or not there
+    "_tool_call_loop",  # all ranks generate equally often under ZeRO-3
+)
+
+
+# What a generation batch may hold beside tokens, as TRL's forward takes it.
+IMAGE_INPUTS = (
+    "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
+    "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
+)  # fmt: skip
+
+
+class Port:
+    """A `trl.GRPOTrainer` as rlattn's functions see it, and the clock of its phases."""
+
+    def __init__(self, trainer: Any, phases: Phases):
+        self._trainer, self.phases = trainer, phases
+
+    # Ranks
+
+    @property
+    def rank(self) -> int:
+        return int(self._trainer.accelerator.process_index)
+
+    @property
+    def ranks(self) -> int:
+        return int(self._trainer.accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self._trainer.is_world_process_zero())
+
+    @property
+    def device(self) -> torch.device:
+        return self._trainer.accelerator.device
+
+    @property
+    def is_fsdp(self) -> bool:
+        return bool(self._trainer.is_fsdp_enabled)
+
+    @property
+    def is_deepspeed(self) -> bool:
+        return bool(self._trainer.is_deepspeed_enabled)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """A tensor of every rank, one after the other. Collective; all have the same shape."""
+        return self._trainer.accelerator.gather(values)
+
+    def wait_for_everyone(self) -> None:
+        self._trainer.accelerator.wait_for_everyone()
+
+    def end_training(self) -> None:
+        """Ends the trackers, and the process group of several ranks."""
+        self._trainer.accelerator.end_training()
+
+    # Where the run is
+
+    @property
+    def args(self) -> Any:
+        """The GRPOConfig."""
+        return self._trainer.args
+
+    @property
+    def state(self) -> Any:
+        """transformers' TrainerState."""
+        return self._trainer.state
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done so far."""
+        return int(self.state.global_step)
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps of the run; at least 1."""
+        return max(1, self.state.max_steps)
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches whose training step is over. TRL counts one after its loss, so inside it is not counted yet."""
+        return int(self._trainer._step)
+
+    @property
+    def accumulated(self) -> int:
+        """Micro-batches of the optimizer step at hand; an epoch's last step may have fewer."""
+        return int(self._trainer.current_gradient_accumulation_steps)
+
+    @property
+    def rollouts_an_epoch(self) -> int:
+        """Rollouts that one pass over the training rows trains on, every iteration counted."""
+        trainer = self._trainer
+        return len(trainer.train_dataset) * trainer.num_generations * trainer.num_iterations
+
+    @property
+    def window(self) -> int:
+        """Micro-batches that are trained on before the next generation."""
+        return int(self.args.steps_per_generation * self._trainer.num_iterations)
+
+    @property
+    def window_shape(self) -> list[int]:
+        """What the rollouts of a generation window are cut by."""
+        args = self.args
+        sizes = args.per_device_train_batch_size, args.steps_per_generation, self._trainer.num_iterations
+        return [*sizes, self.group_size]
+
+    # The batch
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode: TRL evaluates through the same methods."""
+        return bool(self._trainer.model.training)
+
+    @property
+    def group_size(self) -> int:
+        trainer = self._trainer
+        return int(trainer.num_generations if self.training else trainer.num_generations_eval)
+
+    @property
+    def reward_funcs(self) -> list[Any]:
+        """The functions that TRL calls, in the order of the reward table's columns."""
+        return self._trainer.reward_funcs
+
+    @property
+    def reward_names(self) -> list[str]:
+        """The names that TRL logs them under; two may share one."""
+        return self._trainer.reward_func_names
+
+    @property
+    def reward_weights_K(self) -> Tensor:
+        return self._trainer.reward_weights
+
+    @property
+    def sequence_ratio(self) -> bool:
+        """Whether the loss has one importance ratio a rollout."""
+        return self._trainer.importance_sampling_level == "sequence"
+
+    @property
+    def rereads_rollouts(self) -> bool:
+        """TRL's condition for its old-log-prob pass over fresh rollouts: the policy moves before they are used up."""
+        trainer = self._trainer
+        corrected = trainer.use_vllm and trainer.vllm_importance_sampling_correction
+        return bool(corrected or self.args.gradient_accumulation_steps % self.window != 0)
+
+    # Text
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._trainer._tokenizer
+
+    @property
+    def end_ids(self) -> set[int]:
+        """The ids that end a completion, as TRL cuts it."""
+        return set(self._trainer.eos_token_ids)
+
+    @property
+    def processor(self) -> Any:
+        """The policy's processor, or its tokenizer where it reads text only."""
+        return self._trainer.processing_class
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        return self._trainer.chat_template_kwargs
+
+    # Logs
+
+    def log(self, name: str, value: float) -> None:
+        """A number of this batch, averaged into the step's log line; the same on every rank."""
+        self._logged[name].append(value)
+
+    def log_to_step(self, name: str, value: float) -> None:
+        """A number of the optimizer step that is ending."""
+        self._trainer._metrics["train"][name].append(value)
+
+    def log_instead(self, name: str, value: float, place: int = -1) -> None:
+        """In place of what TRL has logged of this batch under a name, which several rewards may share."""
+        self._logged[name][place] = value
+
+    def log_line(self, numbers: dict[str, float]) -> None:
+        """A log line of its own, at once."""
+        self._trainer.log(numbers)
+
+    @property
+    def _logged(self) -> dict[str, list[float]]:
+        return self._trainer._metrics["train" if self.training else "eval"]
+
+    # Policy and generation
+
+    @property
+    def policy(self) -> Any:
+        """The model without what DDP, DeepSpeed or FSDP put around it."""
+        return self._trainer.accelerator.unwrap_model(self._trainer.model)
+
+    @property
+    def generating_policy(self) -> nn.Module:
+        """The module whose `generate` TRL calls."""
+        return self._trainer.accelerator.unwrap_model(self._trainer.model_wrapped)
+
+    @property
+    def max_completion_length(self) -> int:
+        return int(self._trainer.max_completion_length)
+
+    @property
+    def temperature(self) -> float:
+        return float(self._trainer.temperature)
+
+    @property
+    def vllm(self) -> Any:
+        """TRL's VLLMGeneration; None where transformers generates."""
+        return self._trainer.vllm_generation if self._trainer.use_vllm else None
+
+    def generate_turn(
+        self, prompt_ids: list[list[int]], images: Any = None, fields: dict[str, Any] | None = None
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """TRL's own generation: one completion a prompt, and its log-probabilities under vLLM. Collective."""
+        return self._trainer._generate_single_turn(prompt_ids, images, fields or {}, 1)
+
+    def generate_with_tools(
+        self, prompts: Sequence[Any], rows: Sequence[Any]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """TRL's own tool loop over prompts, one environment a row: completion ids, and 1 for what the policy wrote.
+
+        What TRL sets up for a training batch is set up here, and what it logs of one is thrown away. Collective.
+        """
+        trainer = self._trainer
+        kept = trainer.environments, trainer._metrics["eval"]
+        trainer._metrics["eval"] = defaultdict(list)
+        trainer.environments = [trainer.environment_factories[None]() for _ in prompts]
+        trainer._batch_environments = [None] * len(prompts)
+        trainer._sync_tool_dicts = [{"ask": environment.ask} for environment in trainer.environments]
+        trainer._async_tool_dicts = [{} for _ in prompts]
+        for environment, row in zip(trainer.environments, rows, strict=True):
+            environment.reset(row)
+        try:
+            _, completion_ids, mask, *_ = trainer._generate(list(prompts))
+        finally:
+            trainer.environments, trainer._metrics["eval"] = kept
+        return completion_ids, mask
+
+    def reread(self, out: dict[str, Any]) -> None:
+        """TRL's forward over a generation batch that was just made, without gradients."""
+        images = {key: out[key] for key in IMAGE_INPUTS if key in out}
+        policy = self._trainer.model
+        with torch.no_grad(), disable_gradient_checkpointing(policy, self.args.gradient_checkpointing_kwargs):
+            self._trainer._get_per_token_logps_and_entropies(
+                policy,
+                torch.cat([out["prompt_ids"], out["completion_ids"]], dim=1),
+                torch.cat([out["prompt_mask"], out["completion_mask"]], dim=1),
+                out["completion_ids"].shape[1],
+                batch_size=self.args.per_device_train_batch_size,
+                **images,
+            )
+
+    def send_weights_again(self) -> None:
+        """Makes TRL send the weights to vLLM before it generates next."""
+        self._trainer._last_loaded_step = -1
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Evaluation mode and a random stream of its own: training goes on as if nothing had been generated."""
+        model = self._trainer.model
+        training = model.training
+        model.eval()
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                yield
+        finally:
+            model.train(training)
+
+    @contextmanager
+    def settings(self, *, temperature: float, max_new_tokens: int | None = None) -> Iterator[None]:
+        """Temperature (0 for greedy) and length of what is generated inside the context."""
+        trainer, engine = self._trainer, self.vllm
+        if engine is not None:
+            kept = engine.temperature, engine.max_completion_length
+            engine.temperature, engine.max_completion_length = temperature, max_new_tokens or kept[1]
+            try:
+                yield
+            finally:
+                engine.temperature, engine.max_completion_length = kept
+            return
+        sampling, sampling_kwargs = trainer.generation_config, trainer.generation_kwargs
+        changed: dict[str, Any] = {"do_sample": temperature > 0, "temperature": temperature or 1.0}
+        if not temperature:
+            changed |= {"top_p": 1.0, "top_k": 50, "min_p": None}
+        if max_new_tokens:
+            changed["max_new_tokens"] = max_new_tokens
+        config = copy.deepcopy(sampling)
+        config.update(**changed)
+        trainer.generation_config, trainer.generation_kwargs = config, {**sampling_kwargs, **changed}
+        try:
+            yield
+        finally:
+            trainer.generation_config, trainer.generation_kwargs = sampling, sampling_kwargs
+
+    # Checkpoints
+
+    def save_model(self, folder: Path) -> None:
+        """Whole weights or the adapter, as `from_pretrained` reads them. Collective."""
+        self._trainer.save_model(str(folder))
+
+    def place(self) -> dict[str, Any]:
+        """Where this rank is between two optimizer steps, as far as transformers' own checkpoint leaves it out."""
+        trainer = self._trainer
+        inside = self.micro_batches % self.window > 0
+        return {
+            "step": trainer._step,
+            "rollouts": trainer._buffered_inputs if inside else None,
+            "metrics": {name: [float(value) for value in values] for name, values in trainer._metrics["train"].items()},
+            "loss": trainer._tr_loss,
+            "last_logged": trainer._globalstep_last_logged,
+        }
+
+    def restore_place(self, place: dict[str, Any]) -> None:
+        """All of `place` but the loss, which transformers sets to 0 after this (see `restore_loss`)."""
+        trainer = self._trainer
+        trainer._step, trainer._buffered_inputs = place["step"], place["rollouts"]
+        for name, values in place["metrics"].items():
+            trainer._metrics["train"][name].extend(values)
+
+    def restore_loss(self, place: dict[str, Any]) -> None:
+        """The loss between two log lines, once transformers has begun to train."""
+        self._trainer._tr_loss, self._trainer._globalstep_last_logged = place["loss"], place["last_logged"]
+
+    def count_micro_batches(self, done: int) -> None:
+        """Tells TRL how many micro-batches of the run are over."""
+        self._trainer._step = done
