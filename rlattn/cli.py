@@ -270,12 +270,23 @@ def compare(
 
 
 @app.command()
+def schema() -> None:
+    """Print the recipe's JSON schema, for editors: every key, and the options of tasks, rewards and rules by kind."""
+    import json
+
+    from rlattn.recipe.json_schema import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1))
+
+
+@app.command()
 def recipes() -> None:
     """The shipped recipes, one line each."""
     from rlattn.files import shipped_dir
 
     for file in sorted(shipped_dir("recipes").glob("*.yaml")):
-        print(f"recipes/{file.name:32} {file.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
+        comments = file.read_text(encoding="utf-8").splitlines()[:2]  # the schema for editors, then what it is
+        print(f"recipes/{file.name:32} {comments[1].removeprefix('# ')}")
     print("\nNext: rlattn check recipes/NAME.yaml, then rlattn train recipes/NAME.yaml")
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rlattn.files import shipped_dir
+from rlattn.grpo.port import Port
 from rlattn.recipe.schema import TINY_POLICY
 from rlattn.run_folder.jsonl import read_rows
 from rlattn.types import RewardBatch, Rollout
@@ -56,7 +57,7 @@ class Mortal:
     def bind(self, trainer: Any) -> None:
         text = os.environ.get(MOMENT)
         if text and text.split()[0] == os.environ.get("RANK", "0"):
-            threading.Thread(target=self._die, args=(trainer, *text.split()[1:]), daemon=True).start()
+            threading.Thread(target=self._die, args=(trainer.port, *text.split()[1:]), daemon=True).start()
 
     def prepare(self, batch: RewardBatch) -> list[int]:
         self.total += sum(batch.gather([len(rollout.completion_ids) for rollout in batch.rollouts]))
@@ -71,8 +72,8 @@ class Mortal:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.total = state["total"]
 
-    def _die(self, trainer: Any, step: str, phase: str, milliseconds: str) -> None:
-        while trainer.state.global_step < int(step) or (phase != "between" and trainer.port.phases.now != phase):
+    def _die(self, port: Port, step: str, phase: str, milliseconds: str) -> None:
+        while port.step < int(step) or (phase != "between" and port.phases.now != phase):
             time.sleep(0.0005)
         time.sleep(float(milliseconds) / 1000)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -7,7 +7,7 @@ The other files of this room are given a `Port`, never a trainer. TRL promises n
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -246,6 +246,10 @@ class Port:
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         """TRL's own generation: one completion a prompt, and its log-probabilities under vLLM. Collective."""
         return self._trainer._generate_single_turn(prompt_ids, images, fields or {}, 1)
+
+    def wrap_generation(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Puts something around TRL's generation of a whole batch, such as a clock."""
+        self._trainer._generate = wrap(self._trainer._generate)
 
     def generate_with_tools(
         self, prompts: Sequence[Any], rows: Sequence[Any]

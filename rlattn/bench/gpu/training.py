@@ -106,7 +106,7 @@ def _grpo(
     def even_tokens(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 
-    def given_rollouts(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+    def given_rollouts(prompts: list[Any], _: Any) -> dict[str, Any]:
         ids = torch.randint(3, 2000, (len(prompts), given // 7 + given), generator=draw).tolist()
         parts = {"prompt_ids": [row[: given // 7] for row in ids], "completion_ids": [row[given // 7 :] for row in ids]}
         return {**parts, "logprobs": None}
@@ -154,7 +154,7 @@ def _grpo(
             credit=CREDIT_RULES["coupled_rhythm"]() if credit else None,
             attention=AttentionOptions(backend=backend, horizon=(2, 100)),  # type: ignore[arg-type]
         )
-        trainer._generate = clock.timing("generation", trainer._generate)  # type: ignore[method-assign]
+        trainer.port.wrap_generation(lambda generate: clock.timing("generation", generate))
         original = capture.metrics_function
         with (
             patch.object(capture, "metrics_function", lambda backend: clock.timing("metrics", original(backend))),
