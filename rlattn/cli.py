@@ -328,28 +328,6 @@ def bench_attention(
         json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-@bench.command("ranks")
-def bench_ranks(
-    rounds: Annotated[int, typer.Option(min=1, help="How often each number of ranks is measured.")] = 3,
-    steps: Annotated[int, typer.Option(min=3, help="Training steps a measurement.")] = 8,
-) -> None:
-    """One step on 1 and on 2 ranks, phase by phase, and the share that does not scale; on the CPU, in turn."""
-    import tempfile
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from rlattn.bench.ranks import bench_ranks as measure
-
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(rounds, steps, Path(folder))
-    table = Table("phase", "1 rank, s", "2 ranks, s", "share that does not scale")
-    for row in rows:
-        share = "-" if row["unscaled"] is None else f"{100 * row['unscaled']:.0f} %"
-        table.add_row(row["phase"], f"{row['1 rank']:.3f}", f"{row['2 ranks']:.3f}", share)
-    Console().print(table)
-
-
 @bench.command("resume")
 def bench_resume(
     kills: Annotated[int, typer.Option(min=1, max=1000, help="SIGKILLs in all, spread over the settings.")] = 40,

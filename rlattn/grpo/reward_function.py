@@ -13,7 +13,7 @@ from rlattn.errors import describe
 from rlattn.policy.chat_tokens import completion_text
 from rlattn.policy.prompts import render_text, without_images
 from rlattn.processes.collective import Lockstep
-from rlattn.rewards.protocol import score_safely
+from rlattn.rewards.protocol import checked_score, score_safely
 from rlattn.rewards.timeout import ScoreWorker
 from rlattn.types import Reward, RewardBatch, Rollout, Task
 
@@ -66,7 +66,7 @@ class Guarded:
             values: list[float | None] = [None] * count
             problems = [describe(error)] * count
         else:
-            checked = [score_safely(_Given(value), None) for value in given]  # type: ignore[arg-type]
+            checked = [checked_score(value) for value in given]
             values, problems = [value for value, _ in checked], [problem for _, problem in checked]
         prompts, texts = (inputs.get(key) or [""] * len(values) for key in ("prompts", "completions"))
         rollouts = [{"prompt": p, "completion": str(text)} for p, text in zip(prompts, texts, strict=True)]
@@ -246,17 +246,7 @@ def _flags(mask: Any, length: int) -> list[bool]:
 
 
 def _finite(value: Any) -> float | None:
-    number, problem = score_safely(_Given(value), None)  # type: ignore[arg-type]
+    number, problem = checked_score(value)
     if problem:
         raise ValueError(f"a part's value {problem}")
     return number
-
-
-class _Given:
-    """A value that is there already, so that one place judges what is a finite number."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def score(self, rollout: Any) -> Any:
-        return self.value
