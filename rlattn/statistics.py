@@ -22,7 +22,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def wilson_interval(right: float, count: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(right: float, count: float, z: float = Z95) -> tuple[float, float]:
     """The Wilson score interval of a share (Wilson 1927): honest near 0 and 1, where the normal one is not."""
     share = right / count
     centre = share + z * z / (2 * count)

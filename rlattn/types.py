@@ -213,8 +213,8 @@ class Task(Protocol):
     """What rlattn needs of a task. Your own: a dataclass with these methods, named by `python:` in a recipe.
 
     It may also have `metrics(completion, row) -> dict[str, float]`: numbers about a completion besides its being right.
-    Their means are logged as `task/<name>` in training and `eval/<name>` on held-out rows; a completion on which it
-    fails is left out, and the first cause told.
+    Their means are logged as `task/<name>` in training and `eval/<name>` on held-out rows. A completion on which
+    `metrics` or `verify` fails is left out and counted, and the first cause told.
     """
 
     def rows(self, split: Split) -> Iterable[Row]:

@@ -83,16 +83,48 @@ def test_metrics_that_fail_end_no_evaluation(stand_in, tmp_path, metrics, kept):
 
 
 @pytest.mark.parametrize("method", ["verify", "gold"])
-def test_a_verifier_that_fails_on_an_answer_names_task_and_row(stand_in, tmp_path, method):
-    out = tmp_path / "out"
-
+def test_a_verifier_that_fails_on_an_answer_leaves_it_out_and_is_told(stand_in, tmp_path, method, caplog, capsys):
     def fails_on_the_second(*given):
         return broken() if given[-1] is plan.items[1].row else 1.0
 
     plan = plan_of(**{"verify": lambda completion, row: 1.0, method: fails_on_the_second})
-    with pytest.raises(UserError, match=rf"{method}\(\) fails.*broken on purpose.*answers so far") as raised:
-        evaluated(plan, out)
-    assert raised.value.where == "Opposites, row 2"
+    report, rows = evaluated(plan, tmp_path / "out")
+    assert f"the task's {method}() is left out where it fails: RuntimeError: broken on purpose" in caplog.text
+    found = report["models"][0]["figures"]
+    assert found["pass@1"]["value"] == 1 and found["problems"] == len(rows) == 3
+    assert rows[1]["right" if method == "verify" else "gold"] is None
+    assert found.get("verify_failed", 0) == (method == "verify")
+    assert ("verify() failed, left out" in capsys.readouterr().out) == (method == "verify")
+
+
+def test_figures_of_answers_without_a_verdict():
+    items = plan_of().items
+    rights = [(1.0, None, 0.0), (None, None, None), (1.0, 1.0, 1.0)]
+    given = [
+        answers.Answer(item=item, sample=sample, text="", tokens=1, thought=0, cut=False, right=one, measured=None)
+        for item, scores in zip(items, rights, strict=True)
+        for sample, one in enumerate(scores)
+    ]
+    found = figures.figures(given, (1, 3))
+    assert (found["verify_failed"], found["metrics_failed"]) == (4, 9)
+    assert (found["pass@1"]["value"], found["pass@3"]["value"]) == (0.75, 1)  # of two problems, of the one with three
+    nothing = figures.figures(given[3:6], (1,))["pass@1"]
+    assert nothing == {"value": None, "low": None, "high": None}
+    assert figures.comparison(given, given)["problems"] == 2 and figures.comparison(given[3:6], given[3:6]) == {}
+
+
+def test_a_refusal_in_the_middle_keeps_the_answers(stand_in, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def refuse(answer, gold):
+        if answer.item.index:
+            raise UserError("task", "refused in the middle.")
+        return {"row": 1}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(answers, "_row", refuse)
+        with pytest.raises(UserError, match=r"in the middle.*answers so far"):
+            evaluated(plan_of(), out)
     assert [file.name for file in out.iterdir()] == [REFUSED]
     assert out_folder(out, MODEL) == out  # mended, the same command works
     assert len(evaluated(plan_of(), out)[1]) == 3

@@ -30,13 +30,12 @@ class FailsOnOneRank:
         if RANK != "0":
             raise ValueError("no such head")
         return Credit(weights_BN=signals.mask_BN.float())
-
-from rlattn.tasks import Arithmetic
-class Failing(Arithmetic):
-    def verify(self, completion, row):
-        if RANK == "1" and completion != self.gold(row):
-            raise ValueError("no such answer")
-        return super().verify(completion, row)
+"""
+FAILING_EVALUATION = """
+import rlattn.grpo.held_out
+def fail(*_): raise ValueError("no such answer")
+if RANK == "1":
+    rlattn.grpo.held_out.generate_greedy = fail
 """
 RUN = (
     "policy={path: tiny-reasoner, warm_start: {steps: 2, batch_size: 4}}", "resume.stall_seconds=8",
@@ -47,8 +46,8 @@ RUN = (
 )  # fmt: skip
 
 
-def run(folder, fault, *more, ranks=2):
-    (folder / "own.py").write_text(REWARD.format(fault=fault))
+def run(folder, fault, *more, ranks=2, beside=""):
+    (folder / "own.py").write_text(REWARD.format(fault=fault) + beside)
     return rlattn("train", "quickstart", *RUN, "output_dir=run", *more, cwd=folder, ranks=ranks)
 
 
@@ -76,7 +75,7 @@ def test_a_prepare_that_fails_on_one_rank_is_neutral_on_all_and_the_run_goes_on(
 
 def test_an_error_on_one_rank_ends_the_other_and_is_told_last(tmp_path):
     began = time.monotonic()
-    result = run(tmp_path, "pass", "task={python: 'own:Failing', terms: [2, 2], eval_rows: 4, train_rows: 8}")
+    result = run(tmp_path, "pass", beside=FAILING_EVALUATION)
     assert result.returncode != 0
     assert "rlattn (rank 0): rank 1 failed in evaluation: ValueError: no such answer" in result.stderr
     assert "no such answer" in result.stderr[result.stderr.rindex("Root Cause") :]

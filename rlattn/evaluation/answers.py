@@ -24,8 +24,8 @@ from rlattn.preflight.weight_files import check_weight_files
 from rlattn.progress import progress
 from rlattn.recipe.schema import TINY_POLICY, Policy
 from rlattn.run.build import taught_task
-from rlattn.tasks.guarded_metrics import SafeMetrics
-from rlattn.types import DialogueTask, Example, Messages, Task
+from rlattn.tasks.guarded_metrics import metrics_of, safe_text, safe_verify
+from rlattn.types import DialogueTask, Example, Messages
 
 SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -44,8 +44,10 @@ class Answer:
     """Tokens of the `<think>` block; 0 in a dialogue."""
     cut: bool
     """Whether it reached the length limit before its end."""
-    right: float
-    measured: dict[str, float] = field(default_factory=dict)
+    right: float | None
+    """None where the task's verifier failed."""
+    measured: dict[str, float] | None = field(default_factory=dict)
+    """None where its metrics failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,26 +152,6 @@ def load(checked: Checked) -> Loaded:
     return Loaded(model=load_model(checked.path, checked.option), **vars(checked))
 
 
-def scored(task: Task, text: str, item: Item) -> float:
-    """What the task's verifier says of an answer.
-
-    Raises:
-        UserError: it fails, or gives no number: the task is of a user's own.
-    """
-    score: float = _of_task(task, item, "verify", lambda: float(task.verify(text, item.row)), f" on {text[:80]!r}")
-    return score
-
-
-def _of_task(task: Task, item: Item, method: str, call: Callable[[], Any], on: str = "") -> Any:
-    try:
-        return call()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        where = f"{type(task).__name__}, row {item.index + 1}"
-        raise UserError(where, f"the task's {method}() fails{on}: {describe(error)}.", "Mend it there.") from None
-
-
 def answer_items(loaded: Loaded, keep: Callable[[dict[str, Any]], None]) -> list[Answer]:
     """Every item's answers, `keep` called with a row for each as soon as it is there.
 
@@ -177,7 +159,7 @@ def answer_items(loaded: Loaded, keep: Callable[[dict[str, Any]], None]) -> list
     """
     plan = loaded.plan
     task: Any = plan.task
-    measure = SafeMetrics(getattr(task, "metrics", lambda completion, row: {}))
+    verify, measure, gold = safe_verify(task), metrics_of(task), safe_text(task, "gold")
     jobs = [(item, sample) for item in plan.items for sample in range(plan.samples)]
     torch.manual_seed(plan.recipe.seed)
     complete = _in_dialogue if isinstance(task, DialogueTask) else _in_one_turn
@@ -186,11 +168,10 @@ def answer_items(loaded: Loaded, keep: Callable[[dict[str, Any]], None]) -> list
         for batch in batches(jobs, plan.batch_size):
             for (item, sample), written in zip(batch, complete(loaded, [item for item, _ in batch]), strict=True):
                 text = written["text"]
-                right = scored(task, text, item)
-                answer = Answer(item=item, sample=sample, right=right, measured=measure(text, item.row), **written)
-                answers.append(answer)
-                keep(_row(answer, task))
-            share = sum(answer.right >= 1 for answer in answers) / len(answers)
+                right, measured = verify(text, item.row), measure(text, item.row)
+                answers.append(Answer(item=item, sample=sample, right=right, measured=measured, **written))
+                keep(_row(answers[-1], gold(item.row)))
+            share = sum((answer.right or 0) >= 1 for answer in answers) / max(1, len(answers) - verify.failed)
             update(len(answers), f"{100 * share:.1f} % right")
     return answers
 
@@ -235,7 +216,7 @@ def memory_named(plan: Plan) -> Iterator[None]:
         raise UserError("trainer.per_device_eval_batch_size", problem, "Add it with a smaller number.") from None
 
 
-def _row(answer: Answer, task: Task) -> dict[str, Any]:
+def _row(answer: Answer, gold: str | None) -> dict[str, Any]:
     item = answer.item
     return {
         "row": item.index + 1,
@@ -243,12 +224,12 @@ def _row(answer: Answer, task: Task) -> dict[str, Any]:
         "effort": item.effort,
         "prompt": item.prompt,
         "completion": answer.text,
-        "gold": _of_task(task, item, "gold", lambda: task.gold(item.row)),
+        "gold": gold,
         "right": answer.right,
         "tokens": answer.tokens,
         "thought_tokens": answer.thought,
         "cut": answer.cut,
-        "metrics": answer.measured,
+        "metrics": answer.measured or {},
     }
 
 

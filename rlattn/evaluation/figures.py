@@ -24,15 +24,21 @@ def figures(answers: "Sequence[Answer]", ks: Sequence[int]) -> dict[str, Any]:
 
     Every figure is a mean over problems, of `value`, `low` and `high` (95 %, None where unknown). A row asked at
     several efforts counts as one problem. `pass@k` is unbiased; `metrics` are the task's own, over the answers where
-    they are finite numbers; `efforts` is empty where there are none.
+    they are finite numbers; `efforts` is empty where there are none. Answers that the task's verifier failed on are
+    left out of pass@k, problems with fewer than k others too; `verify_failed` and `metrics_failed` count, if any.
     """
     problems = _by_row(answers)
     efforts = sorted({answer.item.effort for answer in answers if answer.item.effort is not None})
-    names = sorted({name for answer in answers for name in answer.measured})
+    names = sorted({name for answer in answers for name in answer.measured or ()})
+    failed = {
+        "verify_failed": sum(answer.right is None for answer in answers),
+        "metrics_failed": sum(answer.measured is None for answer in answers),
+    }
     return {
         "problems": len(problems),
         "answers": len(answers),
-        **{f"pass@{k}": _share([_solved(problem, k) for problem in problems]) for k in ks},
+        **{name: count for name, count in failed.items() if count},
+        **{f"pass@{k}": _pass_at(problems, k) for k in ks},
         "mean_length": _mean([fmean(answer.tokens for answer in problem) for problem in problems]),
         "cut_share": fmean(answer.cut for answer in answers),
         "metrics": {name: _mean(_measured(problems, name)) for name in names},
@@ -41,13 +47,17 @@ def figures(answers: "Sequence[Answer]", ks: Sequence[int]) -> dict[str, Any]:
 
 
 def comparison(first: "Sequence[Answer]", second: "Sequence[Answer]") -> dict[str, Any]:
-    """The first model against the second on the same problems: pass@1 first minus second, with its 95 % interval.
+    """The first model against the second on the same problems: pass@1 first minus second, with its 95 % interval; empty
+    where no problem has a verdict on both.
 
     Where every problem has one answer of each, McNemar's exact test as well. Otherwise a bootstrap over problems.
     """
     ones = [_solved(problem, 1) for problem in _by_row(first)]
     others = [_solved(problem, 1) for problem in _by_row(second)]
-    gains = [one - other for one, other in zip(ones, others, strict=True)]
+    pairs = zip(ones, others, strict=True)
+    gains = [one - other for one, other in pairs if one is not None and other is not None]
+    if not gains:
+        return {}
     low, high = gain_interval(gains)
     difference = {"value": fmean(gains), "low": low, "high": high, "count": len(gains)}
     found: dict[str, Any] = {"problems": len(gains), "difference": difference}
@@ -60,7 +70,7 @@ def comparison(first: "Sequence[Answer]", second: "Sequence[Answer]") -> dict[st
             "only_second_right": only_second,
             "mcnemar_p": mcnemar_exact(only_first, only_second),
         }
-    names = sorted({name for answer in (*first, *second) for name in answer.measured})
+    names = sorted({name for answer in (*first, *second) for name in answer.measured or ()})
     found["metrics"] = {name: paired for name in names if (paired := _paired(first, second, name))}
     return found
 
@@ -70,16 +80,25 @@ def _by_row(answers: "Sequence[Answer]") -> "list[list[Answer]]":
     return [list(group) for _, group in groupby(ordered, key=lambda answer: answer.item.index)]
 
 
-def _solved(problem: "Sequence[Answer]", k: int) -> float:
-    """pass@k of a problem, the mean over its efforts."""
-    efforts = {answer.item.effort for answer in problem}
-    right = [[answer.right >= 1 for answer in problem if answer.item.effort == effort] for effort in efforts]
-    return fmean(pass_at_k(len(flags), sum(flags), k) for flags in right)
+def _solved(problem: "Sequence[Answer]", k: int) -> float | None:
+    """pass@k of a problem, the mean over its efforts; None where one of them has fewer than k verdicts."""
+    right: dict[float | None, list[bool]] = {answer.item.effort: [] for answer in problem}
+    for answer in problem:
+        if answer.right is not None:
+            right[answer.item.effort].append(answer.right >= 1)
+    if any(len(flags) < k for flags in right.values()):
+        return None
+    return fmean(pass_at_k(len(flags), sum(flags), k) for flags in right.values())
+
+
+def _pass_at(problems: "Sequence[Sequence[Answer]]", k: int) -> dict[str, float | None]:
+    solved = [share for problem in problems if (share := _solved(problem, k)) is not None]
+    return _share(solved) if solved else {"value": None, "low": None, "high": None}
 
 
 def _measured(problems: "Sequence[Sequence[Answer]]", name: str) -> list[float]:
     """The metric's mean in every problem that has it."""
-    found = [[answer.measured.get(name, math.nan) for answer in problem] for problem in problems]
+    found = [[(answer.measured or {}).get(name, math.nan) for answer in problem] for problem in problems]
     found = [[value for value in values if math.isfinite(value)] for values in found]
     return [fmean(values) for values in found if values]
 
@@ -88,7 +107,7 @@ def _at_effort(answers: "Sequence[Answer]", effort: float, ks: Sequence[int]) ->
     problems = _by_row(answers)
     return {
         "effort": effort,
-        **{f"pass@{k}": _share([_solved(problem, k) for problem in problems]) for k in ks},
+        **{f"pass@{k}": _pass_at(problems, k) for k in ks},
         "thought_tokens": _mean([fmean(answer.thought for answer in problem) for problem in problems]),
         "mean_length": _mean([fmean(answer.tokens for answer in problem) for problem in problems]),
     }
@@ -104,7 +123,7 @@ def _paired(first: "Sequence[Answer]", second: "Sequence[Answer]", name: str) ->
     return mean_figure(gains) if gains else None
 
 
-def _share(values: Sequence[float]) -> dict[str, float]:
+def _share(values: Sequence[float]) -> dict[str, float | None]:
     low, high = share_interval(values)
     return {"value": fmean(values), "low": low, "high": high}
 

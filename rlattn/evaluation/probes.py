@@ -20,6 +20,7 @@ from rlattn.evaluation.flips import LOOK_AGAIN, Choice, corrections, parse_choic
 from rlattn.evaluation.judges import Judge, check_judge
 from rlattn.files import expanded
 from rlattn.tasks.dataset.readers import data_files, read_rows
+from rlattn.tasks.guarded_metrics import safe_verify
 from rlattn.types import DialogueTask, Messages
 
 if TYPE_CHECKING:
@@ -168,25 +169,30 @@ def _check_self_correction(checked: "Checked") -> None:
 
 
 def _self_correction(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
-    from rlattn.evaluation.answers import scored, write_all
+    from rlattn.evaluation.answers import write_all
 
     items, task = loaded.plan.items, loaded.plan.task
     assert task is not None
     chats = [_chat(item) for item in items]
-    rounds: list[list[bool]] = []
+    verify = safe_verify(task)
+    rounds: list[list[bool | None]] = []
     said: list[list[str]] = [[] for _ in items]
     cut: list[bool] = []
     for look in range(LOOKS + 1):
         written = write_all(loaded, chats, f"look {look}" if look else "first answers")
         texts = [one.text for one in written]
         cut += [one.cut for one in written]
-        rounds.append([scored(task, text, item) >= 1 for text, item in zip(texts, items, strict=True)])
+        scores = [verify(text, item.row) for text, item in zip(texts, items, strict=True)]
+        rounds.append([None if score is None else score >= 1 for score in scores])
         for index, text in enumerate(texts):
             said[index].append(text)
             chats[index] = [*chats[index], *_again(text)]
     for index, item in enumerate(items):
         kept({"prompt": item.prompt, "completions": said[index], "right": [flags[index] for flags in rounds]})
-    return {**corrections(rounds), "cut_share": fmean(cut)}
+    whole = [flags for flags in zip(*rounds, strict=True) if None not in flags]
+    judged = [[bool(flags[look]) for flags in whole] for look in range(LOOKS + 1)]
+    failed = {"verify_failed": verify.failed} if verify.failed else {}
+    return {**corrections(judged), **failed, "cut_share": fmean(cut)}
 
 
 def _check_perturbation(checked: "Checked") -> None:

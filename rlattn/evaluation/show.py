@@ -18,6 +18,7 @@ from rlattn.run_folder.folder import write_text
 
 MUCH_CUT = 0.05
 CLEAR = 0.05  # p below which a difference is called one
+FAILED = {"verify_failed": "verify() failed, left out", "metrics_failed": "metrics() failed, left out"}
 PACKAGES = ("rlattn", "torch", "transformers")
 
 
@@ -82,6 +83,8 @@ def rows_of_table(figures: dict[str, Any]) -> dict[str, str]:
             continue  # rows by name, in eval.json
         elif isinstance(value, dict):
             rows[name.replace("_", " ")] = _text(value, share=name != "mean_length")
+        elif name in FAILED:
+            rows[FAILED[name]] = str(value)
         else:
             rows[name] = "–" if value is None else str(value)
     return rows

@@ -17,7 +17,7 @@ from rlattn.grpo.second_rollouts import generate_greedy
 from rlattn.policy.chat_tokens import completion_text
 from rlattn.policy.prompts import decode, render_ids, render_text
 from rlattn.statistics import wilson_interval
-from rlattn.tasks.guarded_metrics import SafeMetrics
+from rlattn.tasks.guarded_metrics import metrics_of, safe_text, safe_verify
 from rlattn.tasks.rows import storable
 from rlattn.types import DialogueTask, Example, Task
 
@@ -40,9 +40,11 @@ Generate = Callable[[Sequence[Example]], list[Completion]]
 class Outcome:
     """What came of one held-out row."""
 
-    right: float
+    right: float | None
+    """None where the verifier failed."""
     tokens: int
-    measured: dict[str, float]
+    measured: dict[str, float] | None
+    """The task's own metrics; None where they failed."""
     effort: float | None = None
     """What the prompt asked for, where the run has efforts."""
     thought: int = 0
@@ -51,28 +53,34 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Greedy pass@1 on held-out rows, with its 95 % Wilson interval."""
+    """Greedy pass@1 on held-out rows, with its 95 % Wilson interval; None where no completion could be judged."""
 
-    accuracy: float
-    low: float
-    high: float
+    accuracy: float | None
+    low: float | None
+    high: float | None
     rows: int
+    """Those that were judged."""
     mean_length: float
     """Tokens a completion."""
     measured: dict[str, float] = field(default_factory=dict)
     """Means of the task's own metrics; accuracy and tokens of thought by effort."""
+    failed: int | None = None
+    """Completions on which the verifier failed, if on any: they are left out."""
 
     def __str__(self) -> str:
+        without = f"; verify() failed on {self.failed:.0f} more" if self.failed else ""
+        if self.accuracy is None or self.low is None or self.high is None:
+            return f"unknown{without}"
         low, high = 100 * self.low, 100 * self.high
-        return f"{100 * self.accuracy:.1f} % (95 % interval {low:.1f} to {high:.1f}, n = {self.rows:.0f})"
+        return f"{100 * self.accuracy:.1f} % (95 % interval {low:.1f} to {high:.1f}, n = {self.rows:.0f}{without})"
 
     def metrics(self) -> dict[str, float]:
         return {f"eval_{key}": float(value) for key, value in self.flat().items()}
 
     def flat(self) -> dict[str, float]:
-        """Every number by its name, the task's own beside ours."""
+        """Every number that is known, by its name, the task's own beside ours."""
         values = asdict(self)
-        return {**values.pop("measured"), **values}
+        return {**values.pop("measured"), **{name: value for name, value in values.items() if value is not None}}
 
 
 def evaluate(
@@ -125,14 +133,14 @@ def score_greedy(
 
     `calls`: how often to generate; a rank out of rows completes `filler`, as collective generation needs every rank.
     """
-    measure = SafeMetrics(getattr(task, "metrics", lambda completion, row: {}))
+    verify, measure, gold = safe_verify(task), metrics_of(task), safe_text(task, "gold")
     outcomes: list[Outcome] = []
     kept: list[dict[str, Any]] = []
     for start in range(0, calls * batch_size, batch_size):
         part = examples[start : start + batch_size]
         for example, completion in zip(part, generate(part or [filler]), strict=False):
             text = completion.text
-            right = task.verify(text, example["row"])
+            right = verify(text, example["row"])
             effort = example.get("effort")
             outcomes.append(
                 Outcome(
@@ -149,7 +157,7 @@ def score_greedy(
                     {
                         "prompt": prompt,
                         "completion": text,
-                        "gold": task.gold(example["row"]),
+                        "gold": gold(example["row"]),
                         "score": right,
                         "row": storable(example["row"]),
                     }
@@ -193,19 +201,26 @@ def summarise(outcomes: Sequence[Outcome]) -> Evaluation:
     """From what came of every row to shares and the interval. A row asked at several efforts counts as one row."""
     efforts = sorted({outcome.effort for outcome in outcomes if outcome.effort})
     times = max(1, len(efforts))
-    right, rows = sum(outcome.right for outcome in outcomes) / times, len(outcomes) // times
-    low, high = wilson_interval(right, rows)
+    judged = [outcome.right for outcome in outcomes if outcome.right is not None]
+    right, count = sum(judged) / times, len(judged) / times
+    low, high = wilson_interval(right, count) if judged else (None, None)
     by_effort = {}
     for effort in efforts:
         at = [outcome for outcome in outcomes if outcome.effort == effort]
-        by_effort[f"effort_{effort_text(effort)}/accuracy"] = fmean(outcome.right for outcome in at)
+        if found := [outcome.right for outcome in at if outcome.right is not None]:
+            by_effort[f"effort_{effort_text(effort)}/accuracy"] = fmean(found)
         by_effort[f"effort_{effort_text(effort)}/tokens"] = fmean(outcome.thought for outcome in at)
-    names = sorted({name for outcome in outcomes for name in outcome.measured})
+    numbers = [outcome.measured for outcome in outcomes if outcome.measured is not None]
+    names = sorted({name for found in numbers for name in found})
+    measured = {name: fmean(found[name] for found in numbers if name in found) for name in names}
+    if unmeasured := len(outcomes) - len(numbers):
+        measured["metrics_failed"] = float(unmeasured)
     return Evaluation(
-        accuracy=right / rows,
+        accuracy=right / count if judged else None,
         low=low,
         high=high,
-        rows=rows,
+        rows=math.ceil(count),
         mean_length=fmean(outcome.tokens for outcome in outcomes),
-        measured={name: fmean(o.measured[name] for o in outcomes if name in o.measured) for name in names} | by_effort,
+        measured=measured | by_effort,
+        failed=len(outcomes) - len(judged) or None,
     )

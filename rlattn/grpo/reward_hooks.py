@@ -44,7 +44,7 @@ from rlattn.policy.prompts import without_images
 from rlattn.report.alarms import hidden_by_failures
 from rlattn.rewards.protocol import lags_of
 from rlattn.statistics import means
-from rlattn.tasks.guarded_metrics import SafeMetrics
+from rlattn.tasks.guarded_metrics import Safe
 from rlattn.tasks.rows import storable
 from rlattn.types import LARGEST_WEIGHT
 
@@ -86,7 +86,7 @@ class RewardHooks:
         lagged: the policies that second rollouts come from, by how often they are refreshed (0: the policy of step 0).
     """
 
-    def __init__(self, port: Port, options: RewardOptions = NO_OPTIONS, measure: SafeMetrics | None = None):
+    def __init__(self, port: Port, options: RewardOptions = NO_OPTIONS, measure: Safe[dict[str, float]] | None = None):
         self._port, self._options, self._measure = port, options, measure
         self._base_weights_K: Tensor | None = None
         self.lagged: dict[int, LaggedPolicy] = {}
@@ -211,7 +211,10 @@ class RewardHooks:
         return duplicate_share(self._port.gather(local_B), self._port.group_size)
 
     def _task_numbers(self, inputs: Sequence[Any], completion_ids: Any, own_masks: Any) -> dict[str, float]:
-        """Means over all ranks of what the task measures of the rollouts; empty where it has none. Collective."""
+        """Means over all ranks of what the task measures of the rollouts; empty where it measures nothing.
+
+        `metrics_failed` says on how many it failed, if on any. Collective.
+        """
         measure = self._measure
         if not measure:
             return {}
@@ -221,8 +224,9 @@ class RewardHooks:
             else completion_text(self._port.tokenizer, ids, own_masks[row] if own_masks is not None else None)
             for row, (example, ids) in enumerate(zip(inputs, completion_ids, strict=True))
         ]
-        numbers = [measure(text, example["row"]) for text, example in zip(texts, inputs, strict=True)]
-        return means(gather_object(numbers))
+        entries = gather_object([measure(text, example["row"]) for text, example in zip(texts, inputs, strict=True)])
+        failed = entries.count(None)
+        return means([entry or {} for entry in entries]) | ({"metrics_failed": float(failed)} if failed else {})
 
     def _log_raw_means(self, table: RewardTable) -> None:
         """`rewards/<name>/mean` and `/std` of what was scored: TRL has logged the table in which gates and neutral

@@ -22,7 +22,7 @@ from rlattn.grpo.second_rollouts import seed_requests
 from rlattn.grpo.stop_strings import stopping_at, without_padding
 from rlattn.grpo.token_log import TokenLog
 from rlattn.processes.phases import Phases, PhaseTimes
-from rlattn.tasks.guarded_metrics import SafeMetrics
+from rlattn.tasks.guarded_metrics import safe_metrics
 from rlattn.types import AttentionOptions, CreditOptions, CreditRule, DialogueTask, Row
 
 COMBINE = {"sum": "sum_then_normalize", "decoupled": "normalize_then_sum"}  # our names, TRL's
@@ -87,7 +87,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self.reward_funcs = [guard(*named) for named in zip(self.reward_funcs, self.reward_func_names, strict=True)]
         check_credit(credit, attention, credit_options, self.importance_sampling_level)
         self.token_log, self.at_epoch, self.stop_strings = token_log, at_epoch, tuple(stop_strings)
-        self.rewards = RewardHooks(self.port, reward_options, SafeMetrics(measure) if measure else None)
+        self.rewards = RewardHooks(self.port, reward_options, safe_metrics(measure) if measure else None)
         self.rewards.bind(self)
         credit_log = CreditLog(self.port.log)
         if credit is not None:

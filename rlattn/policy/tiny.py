@@ -26,6 +26,7 @@ from rlattn.errors import UserError
 from rlattn.formats.transcript import read_transcript
 from rlattn.policy.chat_tokens import encode_dialogue
 from rlattn.recipe.schema import TINY_CONTEXT, TINY_LAYERS
+from rlattn.tasks.guarded_metrics import safe_text
 from rlattn.types import DialogueTask, WarmStart
 
 if TYPE_CHECKING:
@@ -194,18 +195,24 @@ def _batches(
     rng = Random(seed)
     rows = list(task.rows("train"))
     prompts: dict[int, list[int]] = {}
+    written = safe_text(task, "trace")
     while True:
         sequences = []
         for index in rng.choices(range(len(rows)), k=batch_size):
             row = rows[index]
             if index not in prompts:
                 prompts[index] = _prompt_ids(tokenizer, row, system_prompt)
-            trace = task.trace(row, rng, noise)
+            trace = written(row, rng, noise)
+            if trace is None:
+                continue
             turns = read_transcript(trace) if isinstance(task, DialogueTask) else [(trace, None)]
             sequences.append((prompts[index], *encode_dialogue(tokenizer, turns)))
+        if not sequences:
+            problem = f"its trace() fails on every row of a batch of the warm start, first with {written.problem}."
+            raise UserError("task", problem, "Mend it.")
         longest = max(len(prompt) + len(response) for prompt, response, _ in sequences)
-        input_ids = torch.full((batch_size, longest), tokenizer.pad_token_id)
-        labels = torch.full((batch_size, longest), -100)
+        input_ids = torch.full((len(sequences), longest), tokenizer.pad_token_id)
+        labels = torch.full((len(sequences), longest), -100)
         for i, (prompt, response, own) in enumerate(sequences):
             end = len(prompt) + len(response)
             input_ids[i, :end] = torch.tensor(prompt + response)
@@ -226,9 +233,9 @@ def _sample_texts(task: "WarmStartable", rows: "list[Row]", noise: float, seed: 
     rng = Random(seed)
     sample = rng.sample(rows, min(SAMPLE, len(rows)))
     misunderstood = [task.reply("", rows[0]) or ""] if isinstance(task, DialogueTask) else []
-    return misunderstood + [
-        text for row in sample for text in (row["prompt"], task.gold(row), task.trace(row, rng, noise))
-    ]
+    gold, written = safe_text(task, "gold"), safe_text(task, "trace")
+    texts = [text for row in sample for text in (row["prompt"], gold(row), written(row, rng, noise))]
+    return misunderstood + [text for text in texts if text is not None]
 
 
 def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

@@ -14,7 +14,7 @@ from typing import Any
 
 WINDOW = 10
 LOW, SURE = 0.5, 2.0  # standard deviations of a batch, and of a mean: from there on failures go with low reward
-COUNTED = ("/failed", "/nonfinite_rows", "/refused_rows")
+COUNTED = ("/failed", "/metrics_failed", "/nonfinite_rows", "/refused_rows")
 ACCURACY = "eval/accuracy"
 OUT_OF_FORMAT = ("self_monitor/malformed", "task/invalid", "task/malformed")
 
@@ -33,7 +33,7 @@ def find_alarms(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
     """What is wrong at the end of `rows`."""
     checks = (_failures, _zero_std, _duplicates, _entropy, _length, _format, _reward, _monitor, _weights)
     steps = [row for row in rows if row.get("step")]  # 0 is the evaluation before training
-    return [*_held_out(rows), *(alarm for check in checks for alarm in check(steps))]
+    return [*_held_out(rows), *_of_task(rows), *(alarm for check in checks for alarm in check(steps))]
 
 
 def onset(rows: Sequence[dict[str, Any]], name: str) -> int:
@@ -119,6 +119,20 @@ def _mean_gap(rows: Sequence[dict[str, Any]], name: str) -> float | None:
 def _spread(rows: Sequence[dict[str, Any]], name: str) -> float | None:
     """The largest standard deviation of a reward in a batch with failures."""
     return max(values([row for row in rows if row.get(f"rewards/{name}/failed")], f"rewards/{name}/std"), default=None)
+
+
+def _of_task(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
+    """Methods of the task that failed, before training too."""
+    found = []
+    for key, method, without in (
+        ("eval/failed", "verify", "held-out completions: accuracy speaks of the others alone"),
+        ("eval/metrics_failed", "metrics", "held-out completions, which its numbers leave out"),
+        ("task/metrics_failed", "metrics", "rollouts, which its numbers leave out"),
+    ):
+        if total := sum(values(rows, key)):
+            text = f"The task's {method}() failed on {math.ceil(total)} {without}."
+            found.append(Alarm(name=key, found=text, advice="The run's output names the first cause: mend it there."))
+    return found
 
 
 def _zero_std(rows: Sequence[dict[str, Any]]) -> list[Alarm]:

@@ -294,7 +294,8 @@ def _interval(row: dict[str, Any]) -> str:
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:
     texts = {name: shortened(str(row.get(name, "")), TEXT) for name in ("prompt", "completion", "gold")}
-    return {"step": row["step"], "right": (number(row.get("score")) or 0) >= 1, **texts}
+    score = number(row.get("score"))
+    return {"step": row["step"], "right": None if score is None else score >= 1, **texts}
 
 
 def _heads_shape(row: dict[str, Any]) -> tuple[int, int] | None:

@@ -32,6 +32,8 @@ METRICS = (
     _metric("rewards/*/failed_gap", "What those are paid less what the others are", "std of the batch", "> -0.5"),
     _metric("rewards/*/share", "One reward's share of the advantages' size", "share"),
     _metric("eval/accuracy", "Greedy held-out accuracy; eval/low to eval/high is its 95 % interval", "share", "rises"),
+    _metric("eval/failed", "Held-out completions that verify() failed on; they are left out", "completions", "0"),
+    _metric("*/metrics_failed", "Completions that the task's metrics() failed on", "completions", "0"),
     _metric("eval/mean_length", "Length of the held-out completions", "tokens"),
     _metric("eval/effort_*/accuracy", "Greedy held-out accuracy at that effort", "share", "rises with effort"),
     _metric("eval/effort_*/tokens", "Held-out thought at that effort", "tokens", "rises with effort"),

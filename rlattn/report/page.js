@@ -380,7 +380,7 @@ const sections = [
   section("heads", "Attention heads", heads()),
   section("tokens", "Tokens", data.tokens ? tokenView() : null),
   section("samples", "Held-out completions", (data.samples || []).map((sample, i) => el("details", i < 2 ? { open: "" } : {},
-    el("summary", {}, `Step ${sample.step}: `, el("b", { class: sample.right ? "right" : "wrong" }, sample.right ? "right" : "wrong"), " ", el("span", { class: "soft" }, visible(sample.prompt.trim().replace(/\s+/g, " ").slice(0, 70)))),
+    el("summary", {}, `Step ${sample.step}: `, el("b", { class: sample.right === null ? null : sample.right ? "right" : "wrong" }, sample.right === null ? "not judged" : sample.right ? "right" : "wrong"), " ", el("span", { class: "soft" }, visible(sample.prompt.trim().replace(/\s+/g, " ").slice(0, 70)))),
     el("pre", {}, visible(sample.prompt)), el("pre", { class: "box" }, visible(sample.completion)), el("p", {}, "Gold:"), el("pre", {}, visible(sample.gold))))),
   section("rest", "Everything else that was logged", otherCurves ? folded("Curves", otherCurves) : null),
   section("meaning", "What the numbers mean", (data.metrics || []).length ? folded("Every metric: meaning, unit, healthy range", table(["name", "meaning", "unit", "healthy"], data.metrics)) : null),

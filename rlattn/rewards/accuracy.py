@@ -8,4 +8,4 @@ from rlattn.types import Rollout
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
     def score(self, rollout: Rollout) -> float:
-        return rollout.task.verify(rollout.completion, rollout.row)
+        return float(rollout.task.verify(rollout.completion, rollout.row))

@@ -85,7 +85,7 @@ class AdaptiveEffort:
         if effort is None:
             given = rollout.row.get("effort")
             raise ValueError(f"row['effort'] is {given!r}, expected a number above 0 and up to 1: set task.efforts")
-        right = rollout.task.verify(rollout.completion, rollout.row)
+        right = float(rollout.task.verify(rollout.completion, rollout.row))
         if effort >= FULL:
             return right
         if rollout.note is None:

@@ -129,5 +129,6 @@ class Progress(TrainerCallback):
     def _show(self, state: TrainerState) -> None:
         latest = self.evaluation.latest
         when = f"after step {self.evaluation.latest_step}" if self.evaluation.latest_step else "before training"
-        accuracy = f", held-out accuracy {100 * latest.accuracy:.1f} % {when}" if latest else ""
+        share = latest.accuracy if latest else None
+        accuracy = "" if share is None else f", held-out accuracy {100 * share:.1f} % {when}"
         self.update(state.global_step, self.reward + accuracy)

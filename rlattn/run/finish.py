@@ -110,7 +110,7 @@ def closing_words(recipe: Recipe, summary: dict[str, Any], report: Path) -> str:
     whole = f", {summary['max_steps']} in all" if summary["start_step"] else ""
     lines = [f"\n{recipe.name}: {steps} steps in {duration(summary['seconds'])}{whole}"]
     before, after, control = summary["before"], summary["after"], summary.get("supervised_control")
-    if before and after:
+    if before and after and "accuracy" in after:
         gain = 100 * (after["accuracy"] - before["accuracy"])
         lines += [
             f"  held-out accuracy before  {_evaluation_words(before)}",
@@ -124,7 +124,7 @@ def closing_words(recipe: Recipe, summary: dict[str, Any], report: Path) -> str:
         lines.append(f"  supervised training on, same compute, instead of RL: {_evaluation_words(control)}")
     samples = [sample for sample in read_rows(run / "samples.jsonl") if sample["step"] == summary["max_steps"]]
     for sample in samples[:1]:
-        verdict = "right" if sample["score"] >= 1 else "wrong"
+        verdict = "not judged" if sample["score"] is None else "right" if sample["score"] >= 1 else "wrong"
         lines.append(f"  a held-out completion ({verdict}): {_short(sample['completion'])}")
     lines += [
         f"  model    {run / 'model'}",
@@ -142,4 +142,5 @@ def _short(text: str) -> str:
 
 def _evaluation_words(values: dict[str, Any]) -> str:
     names = Evaluation.__dataclass_fields__
-    return str(Evaluation(**{name: values[name] for name in names if name in values}))
+    unknown = dict.fromkeys(("accuracy", "low", "high"))
+    return str(Evaluation(**{**unknown, **{name: values[name] for name in names if name in values}}))

@@ -21,7 +21,7 @@ def check_gold(task: Task) -> None:
     for row in islice(rows_of(task, "eval"), GOLD_CHECKED):
         try:
             score = task.verify(task.gold(row), row)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError("task", f"its verify() or gold() fails on a row of its own: {describe(error)}.") from None
         if score != 1.0:
             text = f"its verify() scores its own gold() {score!r} on the row {str(dict(row))[:120]}"
