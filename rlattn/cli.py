@@ -61,7 +61,7 @@ def train(
     ] = False,
 ) -> None:
     """Train from a recipe; the same command again continues the run."""
-    from rlattn.preflight.check import check_policy, prompts_of
+    from rlattn.preflight.check import check_policy, look_at_data
     from rlattn.preflight.hub import go_offline_if_unreachable
     from rlattn.preflight.weight_files import check_weight_files
     from rlattn.processes.launch import launch, ranks_to_start, strategy_of_accelerate
@@ -89,7 +89,7 @@ def train(
     check_policy(parsed, task)
     if parsed.policy.path != TINY_POLICY:
         check_weight_files(parsed.policy.path, "policy.path")
-    prompts_of(task)
+    look_at_data(parsed, task, started or world_size())
     open_run(parsed)
     if started:
         arguments = [recipe, *(overrides or []), *(["--dry-run"] if dry_run else [])]

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from rlattn.errors import UserError
-from rlattn.preflight.check import check
+from rlattn.preflight.check import check, look_at_data
+from rlattn.recipe.build import build_task
 from rlattn.recipe.load import load_recipe
 
 GOOD = """
@@ -149,6 +150,14 @@ BROKEN: list[tuple[list[str] | str, list[str]]] = [
     (["task={kind: dataset, path: half.jsonl, eval_rows: 1}"], ["line 2", "surrogate"]),
     (["task={kind: dataset, path: empty.jsonl}"], ["empty"]),
     (["task={kind: dataset, path: rows.jsonl, eval_rows: 99}"], ["eval_rows", "99"]),
+    (["task.rl_rows=1", "trainer.per_device_train_batch_size=16"], ["training rows are 1", "takes 2", "no step"]),
+    (["task.rl_rows=1", "trainer.steps_per_generation=2"], ["training rows are 1", "takes 2"]),
+    ([DATASET[:-2] + "2}", "trainer.per_device_train_batch_size=16"], ["training rows are 1", "takes 2"]),
+    (
+        [DATASET[:-1] + ", streaming: true, rl_rows: 1}", "trainer.per_device_train_batch_size=16"],
+        ["training rows are 1", "takes 2"],
+    ),
+    (["task.overlong=cut"], ["task.overlong", "refuse, drop", "'cut'"]),
     (["task={kind: dataset, path: rows.jsonl, eval_rows: 1, streaming: true}", "trainer.max_steps=-1"], ["max_steps"]),
 ]
 
@@ -156,7 +165,7 @@ BROKEN: list[tuple[list[str] | str, list[str]]] = [
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     row = '{"prompt": "1 + 1", "answer": "2"}\n'
-    (tmp_path / "rows.jsonl").write_text(row * 3)
+    (tmp_path / "rows.jsonl").write_text("".join(row.replace("1 +", f"{i} +") for i in range(3)))
     (tmp_path / "null_row.jsonl").write_text(row + '{"prompt": null, "answer": "2"}\n' + row)
     (tmp_path / "number_row.jsonl").write_text(row + '{"prompt": 7, "answer": "2"}\n' + row)
     (tmp_path / "torn.jsonl").write_text(row + '{"prompt": "1 +')
@@ -183,6 +192,30 @@ def test_one_message_says_what_where_and_how(broken, expected, folder):
 
 def test_there_are_fifty():
     assert len(BROKEN) >= 50
+
+
+def test_a_generation_batch_is_counted_over_all_ranks(folder):
+    recipe = folder / "broken.yaml"
+    recipe.write_text(GOOD)
+    check(load_recipe(recipe, ["task.rl_rows=1"]), ranks=1, gpu_memory=None)
+    with pytest.raises(UserError, match=r"training rows are 1, and one generation batch on 2 ranks takes 2"):
+        check(load_recipe(recipe, ["task.rl_rows=1"]), ranks=2, gpu_memory=None)
+
+
+@pytest.mark.parametrize(
+    ("line", "shared", "warned"),
+    [('"0 + 1"', 1, True), ('[{"role": "user", "content": "0 + 1"}]', 0, False)],
+)
+def test_held_out_prompts_that_are_trained_on_are_counted(line, shared, warned, folder):
+    (folder / "other.jsonl").write_text(
+        f'{{"prompt": {line}, "answer": "1"}}\n{{"prompt": "new", "answer": "1"}}\n' * 2
+    )
+    (folder / "broken.yaml").write_text(GOOD)
+    for streaming in ("false", "true"):
+        data = f"task={{kind: dataset, path: rows.jsonl, eval_path: other.jsonl, streaming: {streaming}}}"
+        recipe = load_recipe("broken.yaml", [data])
+        warnings = look_at_data(recipe, build_task(recipe), ranks=1).warnings
+        assert any(f"{shared} of 2 held-out prompts are training prompts too" in text for text in warnings) == warned
 
 
 @pytest.mark.parametrize("command", ["check", "train"])

@@ -1,7 +1,9 @@
+import gzip
 import json
 import runpy
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,7 @@ def test_every_format_gives_the_same_rows(tmp_path, suffix, streaming):
     assert [row["answer"] for row in rows] == [str(2 * i) for i in range(10)]
     assert [int(row["level"]) for row in rows] == [i % 3 for i in range(10)]
     assert all(made.verify(made.gold(row), row) == 1.0 for row in rows)
-    assert made.first_rows(3)[2]["prompt"] == "2 + 2?"
+    assert made.look(3).train[2]["prompt"] == "2 + 2?"
 
 
 def test_json_may_hold_lines(tmp_path):
@@ -74,19 +76,53 @@ def test_the_held_out_choice_is_seeded(tmp_path):
 def test_a_stream_is_lazy_and_skips_its_evaluation_head(tmp_path):
     import datasets
 
-    made = task(write(tmp_path / "a.jsonl", [*ROWS[:5], {"question": None, "answer": "1"}]), streaming=True)
+    made = task(write(tmp_path / "a.jsonl", ROWS[:5]), streaming=True)
     stream = made.rows("train")
     assert isinstance(stream, datasets.IterableDataset)
     assert [row["prompt"] for row in made.rows("eval")] == ["0 + 0?", "1 + 1?"]
     assert [row["prompt"] for row in stream.take(2)] == ["2 + 2?", "3 + 3?"]
-    assert "a.jsonl, row 6, column 'question': expected text or chat messages, found null" in message(made)
+
+
+def test_bad_rows_of_a_stream_are_told_and_left_out_until_they_are_too_many(tmp_path, capsys):
+    path = write(tmp_path / "a.jsonl", [{"question": None, "answer": "1"}, *ROWS, {"question": "?", "answer": None}])
+    with path.open("a") as file:
+        file.write("{torn\n")
+    made = task(path, streaming=True)
+    assert (len(list(made.rows("train"))), len(made.rows("eval")), made.look(None).left_out) == (8, 2, 3)
+    told = capsys.readouterr().out
+    assert "warning: 1 of 1 rows of the stream left out so far, the last one" in told
+    assert "a.jsonl, row 1, column 'question': expected text or chat messages, found null" in told
+    assert told.count("warning") == 1
+    wrong = task(path, streaming=True, columns={**COLUMNS, "answer": "gold"})
+    assert "has no column 'gold'" in message(wrong) and "It is bad row 11 of 11 of the stream: too many" in message(
+        wrong
+    )
+    (tmp_path / "all.jsonl").write_text("{torn\n" * 3)
+    assert "the data set is empty: every one of its 3 rows is bad" in message(
+        task(tmp_path / "all.jsonl", streaming=True)
+    )
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("chat", [False, True])
+def test_no_copy_of_a_held_out_prompt_is_trained_on(tmp_path, streaming, chat):
+    rows = [
+        {**row, "question": [{"role": "user", "content": row["question"]}] if chat else row["question"]} for row in ROWS
+    ]
+    made = task(write(tmp_path / "a.jsonl", [*rows, *rows[::-1], *rows]), streaming=streaming, eval_rows=4)
+    train, held_out = [[str(row["prompt"]) for row in made.rows(split)] for split in ("train", "eval")]
+    assert (len(train), len(held_out), len(set(held_out))) == (18, 4, 4)
+    assert not set(train) & set(held_out)
+    assert [str(row["prompt"]) for row in made.look(None).held_out] == held_out
+    text = message(task(made.path, streaming=streaming, eval_rows=10))
+    assert "has only 10 different prompts; some must be left to train on" in text
 
 
 def test_eval_path_and_no_held_out_rows(tmp_path):
     train, held_out = write(tmp_path / "train.jsonl", ROWS), write(tmp_path / "test.csv", ROWS[:3])
     made = task(train, eval_path=str(held_out))
     assert (len(made.rows("train")), len(made.rows("eval"))) == (10, 3)
-    assert len(made.first_rows(2)) == 2
+    assert len(made.look(2).train) == 2
     made = task(train, eval_rows=0)
     assert (len(made.rows("train")), len(made.rows("eval"))) == (10, 0)
 
@@ -108,21 +144,79 @@ def test_a_folder_has_splits(tmp_path):
 
 def test_instruction_and_chat_prompts(tmp_path):
     path = write(tmp_path / "a.jsonl", ROWS)
-    assert task(path, instruction="Box it.").first_rows(1)[0]["prompt"] == "0 + 0?\nBox it."
+    assert task(path, instruction="Box it.").look(1).train[0]["prompt"] == "0 + 0?\nBox it."
     chat = DatasetTask(path=str(DATA / "chat_sample.jsonl"), eval_rows=5)
     row = chat.rows("train")[0]
     assert [part["role"] for part in row["prompt"]] == ["system", "user"]
     assert chat.verify(chat.gold(row), row) == 1.0
     with pytest.raises(UserError, match=r"task\.instruction: is for text prompts"):
-        DatasetTask(path=chat.path, instruction="Box it.").first_rows(1)
-    parquet = write(tmp_path / "chat.parquet", [{"prompt": row["prompt"], "answer": "1"}] * 3)
-    assert DatasetTask(path=str(parquet), eval_rows=1).rows("train")[0]["prompt"] == row["prompt"]
+        DatasetTask(path=chat.path, instruction="Box it.").look(1)
+    chats = [{"prompt": row["prompt"], "answer": "1"}] * 3
+    parquet = write(tmp_path / "chat.parquet", chats)
+    assert DatasetTask(path=str(parquet), eval_rows=0).rows("train")[0]["prompt"] == row["prompt"]
+    csv = write(tmp_path / "chat.csv", [{"prompt": json.dumps(row["prompt"]), "answer": "1"}])
+    assert DatasetTask(path=str(csv), eval_rows=0).rows("train")[0]["prompt"] == row["prompt"]
+    write(csv, [{"prompt": str(row["prompt"]), "answer": "1"}])
+    assert "column 'prompt': holds chat messages as text that is no JSON" in message(DatasetTask(path=str(csv)))
 
 
 def test_numbers_are_answers(tmp_path):
-    path = write(tmp_path / "a.parquet", [{"question": "6 * 7?", "answer": 42}] * 3)
-    made = task(path)
-    assert made.rows("train")[0]["answer"] == "42"
+    path = write(tmp_path / "a.parquet", [{"question": "6 * 7?", "answer": 42}])
+    assert task(path, eval_rows=0).rows("train")[0]["answer"] == "42"
+    write(path, [{"question": "6 * 7?", "answer": Decimal("4.20")}])
+    assert task(path, eval_rows=0).rows("train")[0]["answer"] == "4.20"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_columns_may_lie_in_others_and_an_answer_in_a_list(tmp_path, suffix):
+    rows = [{"question": f"{i}?", "reward_model": {"style": "rule", "ground_truth": [str(i)]}} for i in range(4)]
+    path = write(tmp_path / f"a{suffix}", rows)
+    found = task(path, columns={**COLUMNS, "answer": "reward_model.ground_truth"}).rows("train")
+    assert [row["answer"] for row in found] == [row["prompt"][0] for row in found]
+    text = message(task(path, columns={**COLUMNS, "answer": "reward_model.grund_truth"}))
+    assert "row 1: column 'reward_model' holds no 'grund_truth'" in text and "Did you mean 'ground_truth'?" in text
+    text = message(task(path, columns={**COLUMNS, "answer": "reward.ground_truth"}))
+    assert "has no column 'reward.ground_truth' (task.columns.answer)" in text
+    write(path, [{"question": "?", "a.b": "1", "a": {"b": "2"}}])
+    assert task(path, eval_rows=0, columns={**COLUMNS, "answer": "a.b"}).rows("train")[0]["answer"] == "1"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_files_may_be_packed(tmp_path, suffix):
+    plain = write(tmp_path / f"train{suffix}", ROWS)
+    packed = tmp_path / "packed" / f"train{suffix}.gz"
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    for path in (packed, packed.parent):
+        assert task(path).rows("train") == task(plain).rows("train")
+    packed.write_bytes(packed.read_bytes()[:-12])
+    assert "is a damaged .gz file" in message(task(packed))
+    (packed.parent / plain.name).write_bytes(plain.read_bytes())
+    assert f"holds {plain.name} twice, packed and not" in message(task(packed.parent))
+
+
+def test_what_save_to_disk_wrote(tmp_path):
+    import datasets
+
+    rows = datasets.Dataset.from_list(ROWS)
+    rows.save_to_disk(tmp_path / "one", num_shards=3)
+    datasets.DatasetDict(train=rows, test=rows.select([0])).save_to_disk(tmp_path / "both")
+    assert [row["level"] for row in task(tmp_path / "one", eval_rows=0).rows("train")] == [i % 3 for i in range(10)]
+    assert len(list(task(tmp_path / "one", streaming=True).rows("train"))) == 8
+    made = task(tmp_path / "both", eval_split="test")
+    assert (len(made.rows("train")), len(made.rows("eval"))) == (10, 1)
+    assert "is a single saved data set and has no split 'test'" in message(task(tmp_path / "one", split="test"))
+    assert "has no split 'tset'. Did you mean 'test'?" in message(task(tmp_path / "both", split="tset"))
+    (tmp_path / "one" / "state.json").write_text("{}")
+    assert "state.json: is damaged: KeyError" in message(task(tmp_path / "one"))
+
+
+def test_a_folder_may_hold_what_tools_leave_there(tmp_path):
+    write(tmp_path / "train-0.parquet", ROWS)
+    for name in ("dataset_infos.json", ".cache/seen.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert len(task(tmp_path).rows("train")) == 8
 
 
 @pytest.mark.parametrize(
@@ -138,14 +232,18 @@ def test_numbers_are_answers(tmp_path):
         ({"question": "q", "answer": None}, "row 3, column 'answer': expected text or a number, found null."),
         ({"question": "q", "answer": True}, "row 3, column 'answer': expected text or a number, found bool (True)."),
         ({"question": "q", "answer": " "}, "row 3, column 'answer': the gold answer is empty."),
+        ({"question": "q", "answer": []}, "row 3, column 'answer': expected text or a number, found list ([])."),
+        ({"question": "q", "answer": [None]}, "row 3, column 'answer': expected text or a number, found null."),
+        ({"question": "q", "answer": ["1", "2"]}, "row 3, column 'answer': expected one answer, found a list of 2."),
+        ({"question": "q", "answer": float("nan")}, "column 'answer': expected text or a number, found float (nan)."),
+        ({"question": "q", "answer": float("-inf")}, "column 'answer': expected text or a number, found float (-inf)."),
         ({"question": "q", "anwser": "1"}, "has no column 'answer' (task.columns.answer). Did you mean 'anwser'?"),
         ("text", "row 3: expected an object, found str."),
     ],
 )
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_bad_row_is_named(tmp_path, row, problem, streaming):
+def test_a_bad_row_is_named(tmp_path, row, problem):
     path = write(tmp_path / "bad.jsonl", [*ROWS[:2], row, *ROWS[2:]])
-    text = message(task(path, streaming=streaming, eval_rows=1))
+    text = message(task(path, eval_rows=1))
     assert text.startswith(str(path))
     assert problem in text
 
@@ -164,14 +262,35 @@ def test_a_bad_row_is_named(tmp_path, row, problem, streaming):
         ("a.csv", "question,answer\nq\n", "a.csv, row 1, column 'answer': expected text or a number, found null."),
         ("a.csv", "qestion,answer\nq,1\n", "has no column 'question' (task.columns.prompt). Did you mean 'qestion'?"),
         ("a.parquet", "no", "a.parquet: is no readable Parquet file: ArrowInvalid"),
-        ("a.txt", "no", "a.txt: cannot read '.txt' files. Supported: .jsonl, .json, .parquet, .csv."),
+        ("a.arrow", "no", "a.arrow: is no readable Arrow file: ArrowInvalid"),
+        (
+            "a.txt",
+            "no",
+            "a.txt: cannot read '.txt' files. Supported: .jsonl, .json, .csv, .parquet, .arrow, and .gz of",
+        ),
+        ("a.parquet.gz", "no", "a.parquet.gz: cannot read '.parquet.gz' files."),
+        ("a.jsonl.gz", "no", "a.jsonl.gz: cannot be read: BadGzipFile"),
+        (
+            "a.json",
+            '{"data": [{"question": "q"}],\n "n": 1}',
+            "row 1: has no column 'question' (task.columns.prompt). Valid: data",
+        ),
         ("a.jsonl", b"\xff\xfe", "a.jsonl: is not UTF-8 text."),
-        ("a.csv", "question,answer\n" + "q" * 200_000 + ",1\n", "a.csv: is not readable as CSV: field larger"),
+        (
+            "a.csv",
+            'question,answer\n"q,1\nr,2\n',
+            "a.csv: is not readable as CSV: unexpected end of data. Is a quote left",
+        ),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert problem in message(task(tmp_path / name))
+
+
+def test_cells_may_be_long(tmp_path):
+    path = write(tmp_path / "a.csv", [{"question": "q" * 200_000, "answer": "1"}])
+    assert len(task(path, eval_rows=0).rows("train")[0]["prompt"]) == 200_000
 
 
 def test_a_missing_file_names_the_nearest(tmp_path):
@@ -187,7 +306,7 @@ def test_bad_options(tmp_path):
     assert "task.revision: is for data sets on the hub" in message(task(path, revision="main"))
     for streaming in (False, True):
         text = message(task(path, eval_rows=10, streaming=streaming))
-        assert "task.eval_rows: is 10, but" in text and "has only 10 rows" in text
+        assert "task.eval_rows: is 10, but" in text and "has only 10 different prompts" in text
     for options, problem in [
         ({"columns": {"promt": "q"}}, "task.columns.promt: is not a column rlattn reads. Did you mean 'prompt'?"),
         ({"eval_rows": -1}, "task.eval_rows: is -1"),
@@ -199,11 +318,11 @@ def test_bad_options(tmp_path):
         assert problem in str(caught.value)
 
 
-def test_first_rows_reads_no_further_and_imports_no_datasets(tmp_path):
+def test_a_look_reads_no_further_and_imports_no_datasets(tmp_path):
     path = write(tmp_path / "train.jsonl", [*ROWS, {"question": None}])
     code = (
         "import sys; from rlattn.tasks.dataset.task import DatasetTask\n"
-        f"rows = DatasetTask(path={str(path)!r}, columns={COLUMNS}).first_rows(4)\n"
+        f"rows = DatasetTask(path={str(path)!r}, columns={COLUMNS}).look(4).train\n"
         "assert len(rows) == 4 and not {'datasets', 'torch', 'math_verify', 'pyarrow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -223,10 +342,12 @@ def test_the_hub_loads_and_its_faults_are_one_message(monkeypatch):
     for streaming in (False, True):
         made = task("user/sums", config="main", revision="v1", streaming=streaming)
         assert (len(list(made.rows("train"))), len(list(made.rows("eval")))) == (8, 2)
-        assert made.first_rows(1)[0]["answer"] == "0"
+        assert made.look(1).train[0]["answer"] == "0"
     assert asked[0] == ("user/sums", {"name": "main", "split": "train", "revision": "v1"})
 
     bad = datasets.Dataset.from_list([*ROWS, {"question": None, "answer": "1", "level": 0}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: bad.to_iterable_dataset())
+    assert len(list(task("user/sums", streaming=True).rows("train"))) == 8
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: bad)
     assert "user/sums, row 11, column 'question': expected text" in message(task("user/sums"))
 

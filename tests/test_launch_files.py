@@ -14,7 +14,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import REPO
 
 from rlattn.errors import UserError
-from rlattn.preflight.check import check, memory_a_rank, model_config, prompt_tokens, prompts_of
+from rlattn.preflight.check import check, look_at_data, memory_a_rank, model_config, prompt_tokens
 from rlattn.recipe.build import build_task
 from rlattn.recipe.load import load_recipe
 
@@ -240,7 +240,7 @@ def table_rows() -> list[str]:
     rows = []
     for what, name in RECIPES.items():
         recipes = {strategy: load_recipe(name, keys) for strategy, keys in STRATEGIES.items()}
-        prompts, _ = prompts_of(build_task(recipes["DDP"]))
+        prompts = look_at_data(recipes["DDP"], build_task(recipes["DDP"]), 1).prompts
         for size in SIZES[what]:
             config = model_config(policy := f"Qwen/Qwen3-{size}")
             prompt, _ = prompt_tokens(prompts, policy)

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlattn.errors import HubUnreachable, UserError, describe
 from rlattn.files import shipped_dir
@@ -13,20 +13,39 @@ from rlattn.preflight.architectures import MOST_LAYERS, NoSuchLayer
 from rlattn.preflight.hub import go_offline_if_unreachable
 from rlattn.preflight.memory import MemoryEstimate, count_parameters, estimate_memory, lora_parameters
 from rlattn.recipe.build import build_credit, build_rewards, build_task
-from rlattn.recipe.constraints import check_built, check_installed, check_layers, check_recipe, generation_batch, number
+from rlattn.recipe.constraints import (
+    check_built,
+    check_installed,
+    check_layers,
+    check_recipe,
+    check_train_rows,
+    generation_batch,
+    number,
+    prompts_a_batch,
+)
 from rlattn.recipe.grpo_fields import load_fields
 from rlattn.recipe.schema import TINY_LAYERS, TINY_POLICY, Recipe
 from rlattn.rewards.protocol import lags_of
 from rlattn.tasks import DatasetTask
-from rlattn.tasks.rows import check_gold, rows_of
-from rlattn.types import Messages, Split, Task, WarmStartable
+from rlattn.tasks.dataset.task import Look
+from rlattn.tasks.rows import check_gold, check_row, rows_of, shared_prompts
+from rlattn.types import Messages, Task, WarmStartable
 
 PROMPTS_MEASURED = 200
 CHARACTERS_PER_TOKEN = 3  # a cautious guess for English and mathematics
 GB = 1e9
 READ_WHOLE = 50e6  # bytes of a data file
 OFFLOADED = {"optimizer": "optimizer and gradients", "param": "weights"}  # by DeepSpeed's name
-SPLITS: tuple[Split, ...] = ("train", "eval")
+
+
+class DataFound(NamedTuple):
+    """What looking at a task's rows gave."""
+
+    prompts: list[str | Messages]
+    """The longest ones."""
+    unread: str
+    """What could not be looked at."""
+    warnings: list[str]
 
 
 def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
@@ -48,7 +67,8 @@ def check(recipe: Recipe, *, ranks: int, gpu_memory: float | None) -> list[str]:
     check_built(recipe, task, rewards, ranks)
     if recipe.hub_ids:
         go_offline_if_unreachable()
-    prompts, unread = prompts_of(task)
+    prompts, unread, about_rows = look_at_data(recipe, task, ranks)
+    warnings += about_rows
     weights = ", ".join(f"{name} x {spec.weight:g}" for name, spec in recipe.rewards.named.items())
     batch, group = generation_batch(recipe, ranks), number(recipe, "num_generations", 8)
     lines = [
@@ -172,12 +192,19 @@ def _policy_lines(
     completion = number(recipe, "max_completion_length", 512)
     prompt, how = prompt_tokens(prompts, policy.path)
     context = (config.get("text_config") or config).get("max_position_embeddings")
+    doubt = ""
     if context and prompt + completion > context:
-        raise UserError(
-            "trainer.max_completion_length",
-            f"{completion} and the longest prompt ({how} {prompt} tokens) exceed the model's context of {context}.",
-            f"At most {max(context - prompt, 0)}.",
-        )
+        leaves_out = recipe.task.overlong == "drop" or recipe.task.options.get("streaming")
+        if leaves_out and completion < context:
+            prompt, how = context - completion, "at most"
+        elif how == "of":
+            raise UserError(
+                "trainer.max_completion_length",
+                f"{completion} and the longest prompt ({prompt} tokens) exceed the model's context of {context}.",
+                f"At most {max(context - prompt, 0)}; or task.overlong=drop leaves such prompts out.",
+            )
+        else:
+            doubt = " (it may not fit: train refuses it then, or leaves it out under task.overlong: drop)"
     try:
         parameters = count_parameters(config)
         lora = policy.lora
@@ -192,7 +219,7 @@ def _policy_lines(
     away = "".join(f", {OFFLOADED[part]} in main memory" for part in offloaded(recipe))
     lines = [
         f"policy   {policy.path}: {parameters / 1e9:.2f} B parameters, {trained / 1e6:,.0f} M trained",
-        f"lengths  prompt {how} {prompt}, completion {completion}, context {context or 'unknown'} tokens",
+        f"lengths  prompt {how} {prompt}, completion {completion}, context {context or 'unknown'} tokens{doubt}",
         f"memory   a rank, {strategy_of(recipe)} on {ranks}{away}, in GB:",
     ]
     lines += [f"           {name:16} {value / GB:8.1f}" for name, value in _parts(estimate) if value]
@@ -248,21 +275,46 @@ def _parts(estimate: MemoryEstimate) -> list[tuple[str, int]]:
     return [(name.replace("_", " "), getattr(estimate, name)) for name in MemoryEstimate.__dataclass_fields__]
 
 
-def prompts_of(task: Task) -> tuple[list[str | Messages], str]:
-    """Prompts of the task, and what could not be looked at; a hub out of reach is for `train` to refuse.
+def look_at_data(recipe: Recipe, task: Task, ranks: int) -> DataFound:
+    """The task's rows, looked at; a hub out of reach is for `train` to refuse.
 
-    Every row of a small local file is read and checked, the head of a large one or of a stream.
+    Every row of small local files is read and checked, the head of large ones and of what lies on the hub.
+
+    Raises:
+        UserError: a row cannot be used, or there are too few.
     """
-    if not isinstance(task, DatasetTask):
-        check_gold(task)
-        return [row["prompt"] for row in islice(rows_of(task, "train"), PROMPTS_MEASURED)], ""
-    file = Path(task.path)
     try:
-        if file.is_file() and file.stat().st_size < READ_WHOLE and not task.streaming:
-            return [row["prompt"] for split in SPLITS for row in rows_of(task, split)][:PROMPTS_MEASURED], ""
-        return [row["prompt"] for row in task.first_rows(PROMPTS_MEASURED)], ", only its head checked"
+        seen = _look(recipe, task, ranks)
     except HubUnreachable as error:
-        return [], f", its columns not checked: {error.problem}"
+        return DataFound([], f", its columns not checked: {error.problem}", [])
+    train = seen.train[: recipe.task.rl_rows]
+    if seen.whole or len(train) < len(seen.train):
+        check_train_rows(recipe, len(train), ranks)
+    warnings = shared_prompts(task, train, seen.held_out)
+    if seen.left_out:
+        warnings.append(f"task: {seen.left_out} bad rows of the stream will be left out.")
+    prompts = sorted((row["prompt"] for row in [*train, *seen.held_out]), key=_characters, reverse=True)
+    return DataFound(prompts[:PROMPTS_MEASURED], "" if seen.whole else ", only its head checked", warnings)
+
+
+def _look(recipe: Recipe, task: Task, ranks: int) -> Look:
+    needed = max(PROMPTS_MEASURED, prompts_a_batch(recipe, ranks), recipe.task.rl_rows or 0)
+    if isinstance(task, DatasetTask):
+        size = task.local_size
+        return task.look(None if size is not None and size < READ_WHOLE else needed + task.eval_rows)
+    check_gold(task)
+    train, held_out = (
+        list(rows if isinstance(rows, list | tuple) else islice(rows, needed))
+        for rows in (rows_of(task, "train"), rows_of(task, "eval"))
+    )
+    for name, split in (("training", train), ("held-out", held_out)):
+        for place, row in enumerate(split, 1):
+            check_row(row, f"{name} row {place}")
+    return Look(train, held_out, 0, len(train) != needed)
+
+
+def _characters(prompt: str | Messages) -> int:
+    return len(prompt) if isinstance(prompt, str) else sum(len(str(message.get("content"))) for message in prompt)
 
 
 def prompt_tokens(prompts: list[str | Messages], path: str) -> tuple[int, str]:

@@ -165,6 +165,21 @@ def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward], ranks
             )
 
 
+def prompts_a_batch(recipe: Recipe, ranks: int) -> int:
+    """Training rows that one generation takes, over all ranks."""
+    return generation_batch(recipe, ranks) // number(recipe, "num_generations", 8)
+
+
+def check_train_rows(recipe: Recipe, rows: int, ranks: int) -> None:
+    """That there are rows for one generation batch: TRL leaves out what does not fill one. Raises UserError."""
+    needed = prompts_a_batch(recipe, ranks)
+    if rows < needed:
+        on = f" on {ranks} ranks" if ranks > 1 else ""
+        problem = f"its training rows are {rows}, and one generation batch{on} takes {needed}: no step could be made."
+        fix = "Give more rows, or lower trainer.per_device_train_batch_size x steps_per_generation x ranks."
+        raise UserError("task", problem, fix)
+
+
 def check_installed(recipe: Recipe) -> None:
     """Packages that this recipe needs beyond the core ones."""
     for tracker in recipe.tracking.report_to:

@@ -12,9 +12,8 @@ from rlattn.files import find_file, find_recipe, looks_local, nearest_file
 from rlattn.formats.yaml import override, parse_yaml
 from rlattn.recipe.pydantic_errors import refuse_booleans, user_error
 from rlattn.recipe.schema import TINY_POLICY, Recipe, flat, home_of, is_model
+from rlattn.tasks.dataset.readers import kind_of
 from rlattn.types import AttentionOptions, WarmStart
-
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -71,7 +70,7 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
             found = find_file(given, base)
             if found is not None:
                 data["task"][key] = str(found)
-            elif Path(given).suffix in DATA_SUFFIXES or given.startswith((".", "/", "~")) or looks_local(given, base):
+            elif kind_of(given) or given.startswith((".", "/", "~")) or looks_local(given, base):
                 raise UserError(f"task.{key}", f"no file '{given}'.", nearest_file(given, base))
     deepspeed = recipe.trainer.get("deepspeed")
     if isinstance(deepspeed, str):

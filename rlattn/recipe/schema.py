@@ -88,6 +88,7 @@ class Plugin(BaseModel):
 class TaskSpec(Plugin):
     efforts: tuple[float, ...] | None = None  # how much thought a prompt may ask for, as a line before it
     rl_rows: int | None = Field(default=None, ge=1)  # RL trains on the first of the rows; a warm start reads them all
+    overlong: Literal["refuse", "drop"] = "refuse"  # prompts that leave no room for a completion in the context
 
     @field_validator("efforts")
     @classmethod

@@ -18,20 +18,26 @@ from rlattn.grpo.reward_function import RewardFunction
 from rlattn.grpo.reward_hooks import RewardOptions
 from rlattn.grpo.token_log import TokenLog
 from rlattn.grpo.trainer import COMBINE, AttentionGRPOTrainer
-from rlattn.grpo.trl_rows import eval_examples, train_data
+from rlattn.grpo.trl_rows import PromptRule, count_rows, eval_examples, examples_of, train_data
 from rlattn.policy.load import PolicySource, prepare_policy
-from rlattn.policy.prompts import render_ids
 from rlattn.preflight.wandb_login import check_wandb
 from rlattn.processes.deepspeed import start_deepspeed
 from rlattn.processes.phases import Phases
 from rlattn.progress import progress
 from rlattn.rank import is_main, say, world_size
 from rlattn.recipe.build import build_credit, build_rewards, build_task
-from rlattn.recipe.constraints import check_built, check_installed, check_layers, check_recipe, number
+from rlattn.recipe.constraints import (
+    check_built,
+    check_installed,
+    check_layers,
+    check_recipe,
+    check_train_rows,
+    number,
+    prompts_a_batch,
+)
 from rlattn.recipe.schema import TINY_POLICY, Recipe
+from rlattn.tasks.rows import shared_prompts
 from rlattn.types import DialogueTask, Example, Task, WarmStartable
-
-PROMPTS_MEASURED = 1000  # measuring every prompt of a huge data set would take longer than it is worth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,8 @@ def prepare(recipe: Recipe) -> Setup:
         grpo_config(recipe, recipe.run_dir / "checkpoints", {})
     examples = eval_examples(task, recipe.policy, recipe.task.efforts)
     data = train_data(task, recipe.policy, recipe.task.rl_rows)
+    for warning in shared_prompts(task, (e["row"] for e in examples_of(data)), (e["row"] for e in examples)):
+        say(f"warning: {warning}")
     with contextlib.ExitStack() as stack:
         update = None
 
@@ -73,9 +81,18 @@ def prepare(recipe: Recipe) -> Setup:
             update(step, f"loss {loss:.3f}")
 
         policy = prepare_policy(recipe.policy, taught_task(recipe, task), show if is_main() else None)
-    check_lengths(recipe, policy, examples)
-    check_layers(recipe, policy.layer_types)
     kwargs = template_kwargs(recipe)
+    rule = PromptRule(
+        tokenizer=policy.tokenizer,
+        template_kwargs=kwargs,
+        context=policy.context,
+        completion=number(recipe, "max_completion_length", 512),
+        drop=recipe.task.overlong == "drop",
+        effort=recipe.task.efforts[0] if recipe.task.efforts else None,
+    )
+    examples, data = rule.fitting_examples(examples), rule.fitting_data(data)
+    check_train_rows(recipe, count_rows(data, prompts_a_batch(recipe, ranks)), ranks)
+    check_layers(recipe, policy.layer_types)
     if isinstance(task, DialogueTask):
         check_dialogues(task, policy.tokenizer, kwargs)
     return Setup(
@@ -184,21 +201,6 @@ def tracker_environment(recipe: Recipe) -> dict[str, str]:
         "TENSORBOARD_LOGGING_DIR": f"{run}/tensorboard",
     }
     return {key: value for key, value in wanted.items() if value and key not in os.environ}
-
-
-def check_lengths(recipe: Recipe, policy: PolicySource, examples: list[Example]) -> None:
-    """A prompt and a completion must fit the model's context together."""
-    completion = number(recipe, "max_completion_length", 512)
-    prompt = max(
-        len(render_ids(policy.tokenizer, e["prompt"], template_kwargs(recipe))) for e in examples[:PROMPTS_MEASURED]
-    )
-    if policy.context and prompt + completion > policy.context:
-        raise UserError(
-            "trainer.max_completion_length",
-            f"{completion} and the longest held-out prompt ({prompt} tokens) exceed the model's context of "
-            f"{policy.context} tokens.",
-            f"At most {max(policy.context - prompt, 0)}.",
-        )
 
 
 def check_generation(recipe: Recipe) -> None:

@@ -6,7 +6,8 @@ from itertools import islice
 from typing import Any
 
 from rlattn.errors import UserError, describe
-from rlattn.types import Row, Split, Task
+from rlattn.formats.effort import query_key
+from rlattn.types import DialogueTask, Row, Split, Task
 
 GOLD_CHECKED = 3
 LARGEST_COLUMN = 100_000  # characters of a row's column that a log keeps
@@ -70,6 +71,18 @@ def is_prompt(value: object) -> bool:
 
 def _is_message(message: object) -> bool:
     return isinstance(message, Mapping) and isinstance(message.get("role"), str) and "content" in message
+
+
+def shared_prompts(task: Task, train: Iterable[Row], held_out: Iterable[Row]) -> list[str]:
+    """A warning where held-out prompts are trained on; none for dialogues, whose rows share one prompt by nature.
+
+    Looks at every row of `train`.
+    """
+    prompts = {query_key(row) for row in held_out}
+    both = len(prompts.intersection(map(query_key, train)))
+    if not both or isinstance(task, DialogueTask):
+        return []
+    return [f"task: {both} of {len(prompts)} held-out prompts are training prompts too; evaluation is no test of them."]
 
 
 def storable(row: Row) -> Row:
