@@ -158,6 +158,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Where to; RUN/export unless given.")] = None,
 ) -> None:
     """Export a run's final policy as a folder, or to the hub."""
+    from rlattn.preflight.weight_files import base_of
     from rlattn.run_folder import export as exporting
 
     target = out or run / "export"
@@ -165,7 +166,9 @@ def export(
     quiet()
     folder = exporting.export(run, target, merge=merge, push=push)
     print(f"exported to {folder}" + (f" and https://huggingface.co/{push}" if push else ""))
-    print(f"Next: AutoModelForCausalLM.from_pretrained('{folder}')")
+    base = base_of(folder)
+    pin = f", revision='{base[1]}'" if base and base[1] else ""  # which transformers does not take from an adapter
+    print(f"Next: AutoModelForCausalLM.from_pretrained('{folder}'{pin})")
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Recipes: numbers are numbers, text is text, paths resolve, and the resolved recipe is the recipe."""
 
 import re
+from importlib.util import find_spec
 
 import pytest
 
@@ -8,6 +9,8 @@ from rlattn.errors import UserError
 from rlattn.files import find_recipe, shipped_dir
 from rlattn.preflight.check import check
 from rlattn.recipe.build import build_credit, build_rewards, build_task
+from rlattn.recipe.constraints import check_installed
+from rlattn.recipe.grpo_fields import load_fields
 from rlattn.recipe.load import differences, load_recipe
 from rlattn.types import CreditOptions
 
@@ -123,3 +126,38 @@ def test_a_credit_rule_and_what_it_reads(tmp_path):
     assert recipe.credit.applied == CreditOptions(sign="positive", warmup=0.1)
     assert recipe.attention.horizon == (2, 20)
     assert build_credit(load_recipe(write(tmp_path))) is None
+
+
+def test_a_package_is_missed_before_a_model_loads_wherever_transformers_would_miss_it(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True)
+    for name in load_fields()["optim"].choices or ():
+        arguments.optim = name
+        problem = ""
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(arguments)
+        except (ImportError, ValueError) as error:
+            problem = str(error)
+        recipe = load_recipe("quickstart", [f"trainer.optim={name}", "trainer.optim_target_modules=all-linear"])
+        if re.search("install|import", problem):
+            with pytest.raises(UserError, match=rf"trainer\.optim: {name} needs .* pip install"):
+                check_installed(recipe)
+        else:
+            check_installed(recipe)
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("trainer.use_liger_kernel=true", "liger-kernel"),
+        ("policy.attn_implementation=flash_attention_2", "flash-attn"),
+        ("policy.attn_implementation=flash_attention_3", "flash-attn-3"),
+    ],
+)
+def test_a_kernel_package_that_is_not_installed_is_named(key, told):
+    modules = {"liger-kernel": "liger_kernel", "flash-attn": "flash_attn", "flash-attn-3": "flash_attn_interface"}
+    if find_spec(modules[told]):
+        pytest.skip(f"{told} is installed here")
+    with pytest.raises(UserError, match=rf"{key.split('=')[0]}: {told} is not installed\. Run: pip install {told}"):
+        check_installed(load_recipe("quickstart", [key]))

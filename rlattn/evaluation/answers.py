@@ -18,8 +18,9 @@ from rlattn.grpo.dialogues import check_dialogues, plain_dialogues
 from rlattn.inspection.inputs import check_decoder_only, load_config, load_tokenizer
 from rlattn.policy.chat_tokens import completion_text
 from rlattn.policy.generate import end_tokens, write_hf
-from rlattn.policy.load import load_model, make_tiny_policy
-from rlattn.policy.prompts import chat_or_plain, decode, render_ids
+from rlattn.policy.load import check_vocabulary, load_model, make_tiny_policy
+from rlattn.policy.prompts import chat_or_plain, decode, render_ids, render_text
+from rlattn.preflight.tokenizer_files import check_system_prompt
 from rlattn.preflight.weight_files import check_weight_files
 from rlattn.progress import progress
 from rlattn.recipe.schema import TINY_POLICY, Policy
@@ -65,6 +66,7 @@ class Checked:
 
     name: str
     path: str
+    revision: str | None
     option: str
     """What the user named it with, for messages."""
     tokenizer: PreTrainedTokenizerBase
@@ -105,22 +107,31 @@ def check(subject: Subject, plan: Plan, option: str) -> Checked:
     Raises:
         UserError: it cannot be had, is no decoder-only model, cannot be asked this way, or its context is too short.
     """
-    path = subject.path
+    path, policy = subject.path, plan.recipe.policy
+    revision = policy.revision if path == policy.path else None  # the recipe's pin, of the recipe's policy
     if path == TINY_POLICY:
         path = str(_tiny(plan))
-    config, tokenizer = load_config(path, option), load_tokenizer(path, option)
+    config, tokenizer = load_config(path, option, revision), load_tokenizer(path, option, revision)
     check_decoder_only(path, config, option)
     check_weight_files(path, option)
-    policy = plan.recipe.policy
     if policy.prompt_style == "chat" and tokenizer.chat_template is None:
         if not plan.own_data:
             raise UserError(option, f"{subject.name} has no chat template.", "Add policy.prompt_style=plain.")
         policy = policy.model_copy(update={"prompt_style": "plain"})
+    check_vocabulary(path, option, tokenizer, config)
+    check_system_prompt(policy, lambda chat: render_text(tokenizer, chat, plan.template_kwargs))
     if isinstance(plan.task, DialogueTask):
         check_dialogues(plan.task, tokenizer, plan.template_kwargs)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     checked = Checked(
-        name=subject.name, path=path, option=option, tokenizer=tokenizer, policy=policy, context=context, plan=plan
+        name=subject.name,
+        path=path,
+        revision=revision,
+        option=option,
+        tokenizer=tokenizer,
+        policy=policy,
+        context=context,
+        plan=plan,
     )
     check_prompts(checked, [(f"row {item.index + 1}", item.prompt) for item in plan.items])
     return checked
@@ -149,7 +160,7 @@ def check_prompts(checked: Checked, prompts: Iterable[tuple[str, str | Messages]
 
 def load(checked: Checked) -> Loaded:
     """Its weights. Raises UserError where they cannot be loaded."""
-    return Loaded(model=load_model(checked.path, checked.option), **vars(checked))
+    return Loaded(model=load_model(checked.path, checked.option, checked.revision), **vars(checked))
 
 
 def answer_items(loaded: Loaded, keep: Callable[[dict[str, Any]], None]) -> list[Answer]:

@@ -199,7 +199,7 @@ def _check_perturbation(checked: "Checked") -> None:
     from rlattn.inspection.inputs import check_architecture, load_config
     from rlattn.types import AttentionOptions
 
-    config = load_config(checked.path, checked.option)
+    config = load_config(checked.path, checked.option, checked.revision)
     check_architecture(checked.path, config, AttentionOptions(), checked.option)
 
 

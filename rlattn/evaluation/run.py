@@ -68,7 +68,10 @@ def _evaluate(
         "models": found,
         "task": plan.recipe.task.model_dump(mode="json"),
         "settings": plan.settings,
-        "notes": [f"note: {subject.note}" for subject in subjects if subject.note],
+        "notes": [
+            *(f"note: {subject.note}" for subject in subjects if subject.note),
+            *(f"note: {one.name} is read at the recipe's revision {one.revision}" for one in models if one.revision),
+        ],
     }
     if len(answers) == 2:
         report["comparison"] = comparison(*answers)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlattn.errors import UserError, describe, did_you_mean
 from rlattn.files import expanded, is_there
+from rlattn.preflight.weight_files import base_of
 from rlattn.recipe.schema import TINY_POLICY
 from rlattn.tasks.dataset.readers import data_files, is_hub_id, read_rows
 from rlattn.tasks.rows import is_prompt
@@ -146,26 +147,24 @@ def make_folder(output: Path) -> None:
         raise UserError("--output", f"{output} takes no files: {describe(error)}.", "Name another.") from None
 
 
-def load_config(model: str, option: str = "--model") -> PreTrainedConfig:
+def load_config(model: str, option: str = "--model", revision: str | None = None) -> PreTrainedConfig:
     """The model's configuration; of an adapter, its base model's. Raises UserError where there is none."""
     from transformers import AutoConfig
 
-    folder = expanded(model)
     try:
-        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-            from peft import PeftConfig
-
-            model = str(PeftConfig.from_pretrained(model).base_model_name_or_path)
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+        adapter = base_of(model)
+        if adapter and not (expanded(model) / "config.json").is_file():
+            model, revision = adapter
+        return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
     except Exception as error:
         raise _unreadable(model, error, option) from None
 
 
-def load_tokenizer(model: str, option: str = "--model") -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, option: str = "--model", revision: str | None = None) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
     except Exception as error:
         if expanded(model).is_dir():
             raise UserError(option, f"{model} has no readable tokenizer: {describe(error)[:200]}") from None

@@ -159,7 +159,7 @@ def lora_parameters(config: dict, r: int, target_modules: str | list[str] = "all
         found.append((model.hidden, model.vocabulary))
     if not found:
         names = ", ".join(dict.fromkeys(name for n in range(model.layers) for name, *_ in linear_layers(model, n)))
-        raise NoSuchLayer(f"LoRA targets {target_modules!r} match no linear layer; expected some of {names}, lm_head")
+        raise NoSuchLayer(f"LoRA targets {target_modules!r} match no linear layer; expected some of {names}")
     return r * sum(inputs + outputs for inputs, outputs in found)
 
 

@@ -1,6 +1,7 @@
 """`rlattn check`: would this recipe run, and does it fit? Configuration files only; imports neither torch nor TRL."""
 
 import json
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import islice
@@ -9,14 +10,17 @@ from typing import Any, NamedTuple
 
 from rlattn.errors import HubUnreachable, UserError, describe
 from rlattn.files import shipped_dir
-from rlattn.preflight.architectures import MOST_LAYERS, NoSuchLayer
+from rlattn.preflight.architectures import MOST_LAYERS, NoSuchLayer, read_model
 from rlattn.preflight.hub import go_offline_if_unreachable
 from rlattn.preflight.memory import MemoryEstimate, count_parameters, estimate_memory, lora_parameters
+from rlattn.preflight.tokenizer_files import check_tokenizer_files
+from rlattn.preflight.weight_files import ADAPTER_CONFIG, adapter_as_policy, check_no_adapter
 from rlattn.recipe.build import build_credit, build_rewards, build_task
 from rlattn.recipe.constraints import (
     check_built,
     check_installed,
     check_layers,
+    check_lora_targets,
     check_recipe,
     check_train_rows,
     generation_batch,
@@ -101,13 +105,16 @@ def model_config(path: str, revision: str | None = None) -> dict[str, Any]:
             raise UserError("policy.path", f"{folder} has no config.json.", "Name a folder saved by save_pretrained.")
         return _read_json(folder / "config.json")
     shipped = shipped_dir("data") / "model_configs" / f"{path.replace('/', '--')}.json"
-    if shipped.is_file():
+    if shipped.is_file() and revision is None:
         return _read_json(shipped)
     import huggingface_hub
 
     try:
         return _read_json(Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision)))
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        with suppress(OSError, ValueError, huggingface_hub.errors.HfHubHTTPError):
+            huggingface_hub.hf_hub_download(path, ADAPTER_CONFIG, revision=revision)
+            raise adapter_as_policy(path) from None
         known = [TINY_POLICY, *(file.stem.replace("--", "/") for file in shipped.parent.glob("*.json"))]
         near = get_close_matches(path, known, n=1, cutoff=0.8)
         hint = f"Did you mean '{near[0]}'? " if near else ""
@@ -132,10 +139,14 @@ def check_policy(recipe: Recipe, task: Task | None = None) -> dict[str, Any]:
         return {}
     if Path(policy.path).is_dir() and policy.revision:
         raise UserError("policy.revision", "is for hub ids; this policy is a local folder.", "Remove the key.")
+    check_no_adapter(policy.path)
     config = model_config(policy.path, policy.revision)
     if not isinstance(config.get("model_type"), str):
         raise UserError("policy.path", f"{policy.path} has a config.json without a model_type.", "Is it a model?")
     text = config.get("text_config") or config
+    with suppress(ValueError):  # an architecture that rlattn cannot count
+        check_lora_targets(policy, shared="embed_tokens" if read_model(config).tied else "")
+    check_tokenizer_files(policy, text.get("vocab_size"), dict(recipe.trainer.get("chat_template_kwargs") or {}))
     layers = text.get("num_hidden_layers")
     if isinstance(layers, int) and 0 < layers <= MOST_LAYERS:
         check_layers(recipe, tuple(text.get("layer_types") or ("full_attention",) * layers))

@@ -1,4 +1,4 @@
-"""Whether a folder holds a model's weights, as far as its files' headers tell; imports no torch."""
+"""Whether a folder holds a model's weights or an adapter's, as far as its files tell; imports no torch."""
 
 import json
 import zipfile
@@ -10,6 +10,33 @@ from rlattn.files import expanded
 # what transformers looks for, in its order; other files may lie beside
 MODEL = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def base_of(model: str | Path) -> tuple[str, str | None] | None:
+    """The base model of the adapter in a folder, and the base's revision; None where there is no adapter.
+
+    `transformers` reads the first of the two alone, and would take the hub's main revision. Raises OSError, ValueError
+    or KeyError where the adapter's configuration is damaged.
+    """
+    file = expanded(model) / ADAPTER_CONFIG
+    if not file.is_file():
+        return None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return str(config["base_model_name_or_path"]), config.get("revision")
+
+
+def check_no_adapter(policy: str) -> None:
+    """Raises UserError where the policy's folder holds an adapter: TRL would train it as a whole model."""
+    if (expanded(policy) / ADAPTER_CONFIG).is_file():
+        raise adapter_as_policy(policy)
+
+
+def adapter_as_policy(policy: str) -> UserError:
+    folder = expanded(policy)
+    run = folder.parent if folder.name == "model" and folder.is_dir() else "RUN"
+    fix = f"Merge it first, `rlattn export {run} --merge --out FOLDER`, and name that folder."
+    return UserError("policy.path", f"{policy} holds a LoRA adapter, not a whole model.", fix)
 
 
 def check_weight_files(model: str, option: str) -> None:

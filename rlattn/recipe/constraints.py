@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from rlattn.errors import UserError, did_you_mean
 from rlattn.recipe.grpo_fields import load_fields
-from rlattn.recipe.schema import TINY_CONTEXT, TINY_POLICY, Recipe
+from rlattn.recipe.schema import TINY_CONTEXT, TINY_POLICY, Policy, Recipe
 from rlattn.rewards import REWARDS
 from rlattn.rewards.accuracy import Accuracy
 from rlattn.rewards.information_gain import InformationGain
@@ -15,6 +15,28 @@ from rlattn.tasks import TASKS
 from rlattn.types import ATTENTION_LAYERS, DialogueTask, Reward, Task
 
 READ_FAI = ("global_anchor", "coupled_rhythm")
+# what an optimizer's name begins with -> the module it needs, and what pip calls that
+OPTIMIZERS = {
+    "adamw_torch_4bit": ("torchao", "torchao"),
+    "adamw_torch_8bit": ("torchao", "torchao"),
+    "adamw_torch_xla": ("torch_xla", "torch-xla"),
+    "adamw_torch_npu": ("torch_npu", "torch-npu"),
+    "adamw_anyprecision": ("torchdistx", "torchdistx"),
+    **dict.fromkeys(
+        ("adamw_bnb", "adamw_8bit", "ademamix", "lion", "paged", "rmsprop_bnb"), ("bitsandbytes", "bitsandbytes")
+    ),
+    "galore": ("galore_torch", "galore-torch"),
+    "apollo": ("apollo_torch", "apollo-torch"),
+    "lomo": ("lomo_optim", "lomo-optim"),
+    "adalomo": ("lomo_optim", "lomo-optim"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+    "schedule_free": ("schedulefree", "schedulefree"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+}
+KERNELS = {  # attn_implementation -> the same
+    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+}
 INSTALL = {"wandb": "wandb", "trackio": "'rlattn[trackers]'", "tensorboard": "'rlattn[trackers]'"}
 
 
@@ -87,6 +109,27 @@ def check_layers(recipe: Recipe, layer_types: tuple[str, ...]) -> None:
     for layer in recipe.attention.layers or ():
         if layer not in usable:
             raise UserError("attention.layers", f"layer {layer} cannot be read.", f"This policy's are {usable}.")
+
+
+def check_lora_targets(policy: Policy, *, output: str = "lm_head", shared: str = "") -> None:
+    """Raises UserError where LoRA aims at the output layer, or at the embeddings whose weights that layer shares.
+
+    Args:
+        output: the output layer's name, without what it lies in.
+        shared: the same of tied embeddings; empty where they are not tied.
+    """
+    targets = policy.lora.target_modules if policy.lora else ()
+    for target in () if isinstance(targets, str) else targets:
+        name = target.rpartition(".")[2]
+        if name == output:
+            problem = f"an adapter on the output layer '{name}' would not be trained: TRL reads its weights alone."
+            raise UserError("policy.lora.target_modules", problem, "Leave it out.")
+        if name == shared:
+            problem = (
+                f"'{name}' shares its weights with the output layer: an adapter on it, merged for vLLM or by `rlattn "
+                "export --merge`, would change that layer, too."
+            )
+            raise UserError("policy.lora.target_modules", problem, "Leave it out.")
 
 
 def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward], ranks: int) -> None:
@@ -193,10 +236,17 @@ def check_installed(recipe: Recipe) -> None:
         raise UserError("trainer.deepspeed", "deepspeed is not installed.", "Run: pip install 'rlattn[deepspeed]'")
     if recipe.credit and recipe.attention.backend == "triton" and find_spec("triton") is None:
         raise UserError("attention.backend", "triton is not installed.", "Run: pip install triton, or use torch.")
-    if recipe.policy.attn_implementation.startswith("flash_attention") and find_spec("flash_attn") is None:
-        raise UserError(
-            "policy.attn_implementation", "flash-attn is not installed.", "Run: pip install flash-attn, or use sdpa."
-        )
+    module, package = KERNELS.get(recipe.policy.attn_implementation, ("", ""))
+    if module and find_spec(module) is None:
+        fix = f"Run: pip install {package}, or use sdpa."
+        raise UserError("policy.attn_implementation", f"{package} is not installed.", fix)
+    if recipe.trainer.get("use_liger_kernel") and find_spec("liger_kernel") is None:
+        raise UserError("trainer.use_liger_kernel", "liger-kernel is not installed.", "Run: pip install liger-kernel")
+    optimizer = str(setting(recipe, "optim"))
+    for begins, (module, package) in OPTIMIZERS.items():
+        if optimizer.startswith(begins) and find_spec(module) is None:
+            fix = f"Run: pip install {package}, or use adamw_torch."
+            raise UserError("trainer.optim", f"{optimizer} needs {package}, which is not installed.", fix)
 
 
 def _check_batch(recipe: Recipe, ranks: int) -> None:
@@ -254,6 +304,18 @@ def _check_combinations(recipe: Recipe) -> None:
             "trainer.importance_sampling_level",
             "sequence spreads every token's gradient over its rollout, so credit would not stay where it is put.",
             "Use token, or leave credit out.",
+        )
+    check_lora_targets(recipe.policy)
+    if str(setting(recipe, "optim")).startswith(("galore", "apollo")) and not setting(recipe, "optim_target_modules"):
+        problem = f"is required with optim: {setting(recipe, 'optim')}."
+        raise UserError("trainer.optim_target_modules", problem, "Name the layers, or all-linear.")
+    colocated = recipe.trainer.get("use_vllm") and setting(recipe, "vllm_mode") == "colocate"
+    if recipe.policy.revision and colocated:
+        raise UserError(
+            "policy.revision",
+            "does not reach vLLM, which TRL starts from the model's main revision.",
+            f"Run: hf download {recipe.policy.path} --revision {recipe.policy.revision} --local-dir FOLDER, and give "
+            "policy.path: FOLDER instead.",
         )
     completion = number(recipe, "max_completion_length", 512)
     if recipe.policy.path == TINY_POLICY and completion >= TINY_CONTEXT:

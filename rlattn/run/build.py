@@ -20,6 +20,8 @@ from rlattn.grpo.token_log import TokenLog
 from rlattn.grpo.trainer import COMBINE, AttentionGRPOTrainer
 from rlattn.grpo.trl_rows import PromptRule, count_rows, eval_examples, examples_of, train_data
 from rlattn.policy.load import PolicySource, prepare_policy
+from rlattn.policy.prompts import render_text
+from rlattn.preflight.tokenizer_files import check_system_prompt
 from rlattn.preflight.wandb_login import check_wandb
 from rlattn.processes.deepspeed import start_deepspeed
 from rlattn.processes.phases import Phases
@@ -82,6 +84,7 @@ def prepare(recipe: Recipe) -> Setup:
 
         policy = prepare_policy(recipe.policy, taught_task(recipe, task), show if is_main() else None)
     kwargs = template_kwargs(recipe)
+    check_system_prompt(recipe.policy, lambda chat: render_text(policy.tokenizer, chat, kwargs))
     rule = PromptRule(
         tokenizer=policy.tokenizer,
         template_kwargs=kwargs,

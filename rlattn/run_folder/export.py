@@ -1,10 +1,21 @@
 """`rlattn export`: a run's final policy as a folder to share, adapters merged on request, or on the hub."""
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rlattn.errors import UserError
+from rlattn.preflight.weight_files import base_of
 from rlattn.run_folder.folder import is_run
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENS_COMPARED = 64
+ROUNDING = 1e-3  # of a log-probability in float32, at most
+MOST_LOST = 0.01  # of what training moved a log-probability by
 
 
 def check_export(run: Path, out: Path, *, merge: bool) -> None:
@@ -40,21 +51,56 @@ def export(run: Path, out: Path, *, merge: bool, push: str | None) -> Path:
     try:
         _merge(run / "model", beside) if merge else shutil.copytree(run / "model", beside)
         beside.rename(out)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(str(run / "model"), f"cannot be exported: {' '.join(str(error).split())[:300]}") from None
+    finally:
         shutil.rmtree(beside, ignore_errors=True)
-        raise UserError(str(run / "model"), f"cannot be exported: {' '.join(str(error).split())}") from None
     if push:
         _push(out, push)
     return out
 
 
 def _merge(model: Path, out: Path) -> None:
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer
+    """Writes the adapter's base with the adapter merged into it, in float32: bfloat16 has no digits for most of what
+    RL changes in a weight.
 
-    merged = AutoPeftModelForCausalLM.from_pretrained(model).merge_and_unload()
-    merged.save_pretrained(out)
+    Raises:
+        UserError: what was written is another policy than the adapter over its base.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = base_of(model)
+    assert found is not None  # check_export
+    base, revision = found
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=torch.float32), str(model)
+    )
+    trained = _log_probabilities(adapted)
+    with adapted.disable_adapter():
+        moved = float((trained - _log_probabilities(adapted)).abs().max())
+    adapted.merge_and_unload().save_pretrained(out)
     AutoTokenizer.from_pretrained(model).save_pretrained(out)
+    del adapted  # there may be room for one only
+    merged = _log_probabilities(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32))
+    off = float((trained - merged).abs().max())
+    if not off <= max(ROUNDING, MOST_LOST * moved):
+        raise UserError(
+            str(model),
+            f"merged, it would be another policy: log-probabilities would be off by up to {off:.2g}, where training "
+            f"moved them by up to {moved:.2g}.",
+            "An adapter on embeddings that the output layer shares cannot be merged. Leave --merge out.",
+        )
+
+
+def _log_probabilities(model: Any) -> torch.Tensor:
+    """Of every next token, in a text of tokens from all over the vocabulary."""
+    import torch
+
+    ids_T = torch.linspace(0, model.get_input_embeddings().weight.shape[0] - 1, TOKENS_COMPARED).long()
+    with torch.inference_mode():
+        return model.eval()(ids_T[None]).logits.log_softmax(-1)
 
 
 def _push(folder: Path, repo: str) -> None:
