@@ -61,35 +61,18 @@ def train(
     ] = False,
 ) -> None:
     """Train from a recipe; the same command again continues the run."""
-    from rlattn.preflight.check import check_policy, look_at_data
-    from rlattn.preflight.hub import go_offline_if_unreachable
-    from rlattn.preflight.weight_files import check_weight_files
+    from rlattn.preflight.preflight import preflight
     from rlattn.processes.launch import launch, ranks_to_start, strategy_of_accelerate
     from rlattn.processes.stdio import outlive_terminal
     from rlattn.rank import check_launcher, world_size
-    from rlattn.recipe.build import build_credit, build_rewards, build_task
-    from rlattn.recipe.constraints import check_built, check_installed, check_recipe
     from rlattn.recipe.load import load_recipe
-    from rlattn.recipe.schema import TINY_POLICY
     from rlattn.run_folder.folder import open_run
 
     outlive_terminal()
     check_launcher()
     started = ranks_to_start(ranks)
-    run_on = started or world_size()
     parsed = load_recipe(recipe, [*(overrides or []), *strategy_of_accelerate()])
-    if parsed.hub_ids:
-        go_offline_if_unreachable()
-    # All of this again in train(), after TRL's seconds of imports: a mistake should not have to wait for them.
-    check_recipe(parsed, run_on)
-    check_installed(parsed)
-    build_credit(parsed)
-    task = build_task(parsed)
-    check_built(parsed, task, build_rewards(parsed), run_on)
-    check_policy(parsed, task)
-    if parsed.policy.path != TINY_POLICY:
-        check_weight_files(parsed.policy.path, "policy.path")
-    look_at_data(parsed, task, started or world_size())
+    found = preflight(parsed, started or world_size(), "run")  # before TRL's seconds of imports
     open_run(parsed)
     if started:
         arguments = [recipe, *(overrides or []), *(["--dry-run"] if dry_run else [])]
@@ -98,7 +81,7 @@ def train(
     with heavy_imports():
         from rlattn.run import run as training
 
-    (training.dry_run if dry_run else training.train)(parsed)
+    (training.dry_run if dry_run else training.train)(parsed, found)
 
 
 @app.command()

@@ -264,6 +264,21 @@ class DialogueTask(Task, Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What a task or a reward may check itself against before a run: its `check(context)` raises UserError."""
+
+    name: str
+    """Its own name in the recipe: of a reward, the key of its entry; `task` of a task."""
+    recipe: Any
+    """The Recipe (`rlattn/recipe/schema.py`)."""
+    task: Task
+    rewards: Mapping[str, "Reward"]
+    ranks: int
+    window_steps: float
+    """Optimizer steps from one generation to the next."""
+
+
 @runtime_checkable
 class Reward(Protocol):
     """What rlattn needs of a reward. A reward of your own: a class with this method, named by `python:` in a recipe."""

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from rlattn.errors import UserError
-from rlattn.preflight.check import check, look_at_data
+from rlattn.preflight.check import check
+from rlattn.preflight.data_rows import look_at_data
 from rlattn.recipe.build import build_task
 from rlattn.recipe.load import load_recipe
 

@@ -49,7 +49,7 @@ class Spy(AttentionGRPOTrainer):
         super().__init__(*args, **kwargs)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        masks = [[bool(own) for own in mask] for mask in self._tool_masks]
+        masks = [[bool(own) for own in mask] for mask in self._own_masks]
         self.seen.append([inputs, completion_ids_list, masks])
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 

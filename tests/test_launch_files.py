@@ -14,7 +14,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import REPO
 
 from rlattn.errors import UserError
-from rlattn.preflight.check import check, look_at_data, memory_a_rank, model_config, prompt_tokens
+from rlattn.preflight.check import check, memory_a_rank, prompt_tokens
+from rlattn.preflight.data_rows import look_at_data
+from rlattn.preflight.policy_files import model_config
 from rlattn.recipe.build import build_task
 from rlattn.recipe.load import load_recipe
 

@@ -20,7 +20,7 @@ from rlattn.evaluation.subjects import Subject
 from rlattn.inspection.inputs import load_config
 from rlattn.policy import load as policy
 from rlattn.policy.load import load_model, prepare_policy
-from rlattn.preflight.check import check_policy, model_config
+from rlattn.preflight.policy_files import check_policy, model_config
 from rlattn.preflight.weight_files import check_weight_files
 from rlattn.recipe.load import parse_recipe
 from rlattn.recipe.schema import Lora, Policy

@@ -73,6 +73,8 @@ class Shuffled(CoupledRhythm):
     (seed, step) and the batch's shape, and is the same on any device.
     """
 
+    reads_fai: ClassVar[bool] = False
+
     of: Literal["local_chunk", "global_anchor", "coupled_rhythm"] = "coupled_rhythm"
     seed: int = 0
 

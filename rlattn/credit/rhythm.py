@@ -5,6 +5,7 @@ signals only, some sorts of (B, N). Logs: see diagnostics.py. Legend: B rollouts
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rlattn.credit.base import Ranked, attention_failed
 from rlattn.credit.selection import delta, largest_before, response_median, shift, top_fraction
@@ -35,6 +36,8 @@ class GlobalAnchor(Ranked):
     comes Hlo later) and are never picked.
     """
 
+    reads_fai: ClassVar[bool] = True
+
     def __call__(self, signals: Signals, step: int = 0) -> Credit:
         anchors_BN = top_fraction(signals.fai_BN, signals.mask_BN, self.top_fraction, self.select)
         return self.credit(signals, anchors_BN, signals.fai_BN, attention_failed(signals))
@@ -54,6 +57,8 @@ class CoupledRhythm(Ranked):
     here, where the paper is silent: tau_waad is the median WAAD of the response, tau_delta the smallest Delta of its
     top fraction. `select: bottom` takes the lowest FAI as anchors; what dominates stays the same.
     """
+
+    reads_fai: ClassVar[bool] = True
 
     lookback: int = 3
     """k: how many tokens before an anchor may have introduced it (the paper tries 1 to 3)."""

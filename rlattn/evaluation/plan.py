@@ -11,8 +11,7 @@ from rlattn.evaluation.subjects import Subject
 from rlattn.files import expanded
 from rlattn.formats.effort import at_effort
 from rlattn.formats.yaml import override, parse_yaml
-from rlattn.preflight.hub import go_offline_if_unreachable
-from rlattn.recipe.build import build_task
+from rlattn.preflight.preflight import preflight
 from rlattn.recipe.constraints import number
 from rlattn.recipe.load import differences, load_recipe, parse_recipe
 from rlattn.recipe.schema import TINY_POLICY, Recipe
@@ -98,9 +97,7 @@ def make_plan(
     if samples > 1 and temperature == 0:
         raise UserError("--temperature", f"0 gives {samples} times the same answer.", "Leave it out, or --samples.")
     recipe = _recipe(subject, task, data, overrides)
-    if recipe.hub_ids:
-        go_offline_if_unreachable()
-    built = None if probe_reads else build_task(recipe)
+    built = None if probe_reads else preflight(recipe, 1, "parts").task
     if isinstance(built, DialogueTask) and built.style == "tools":
         fix = "Add task.style=text: the same dialogue in plain turns."
         raise UserError("task.style", "tools are called in a run only.", fix)

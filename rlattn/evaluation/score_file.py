@@ -9,8 +9,8 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from rlattn.errors import UserError
+from rlattn.preflight.preflight import preflight
 from rlattn.progress import visible
-from rlattn.recipe.build import build_rewards, build_task
 from rlattn.recipe.schema import Recipe
 from rlattn.rewards.protocol import score_safely
 from rlattn.rewards.timeout import ScoreWorker
@@ -31,7 +31,8 @@ def score_file(recipe: Recipe, completions: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file or a line of it cannot be read.
     """
-    task, rewards = build_task(recipe), build_rewards(recipe)
+    found = preflight(recipe, 1, "parts")
+    task, rewards = found.task, found.rewards
     scorers = {name: _scorer(reward, recipe.rewards.named[name].timeout) for name, reward in rewards.items()}
     scored = []
     for number, line in _lines(completions):

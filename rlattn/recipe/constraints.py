@@ -6,15 +6,9 @@ from importlib.util import find_spec
 from rlattn.errors import UserError, did_you_mean
 from rlattn.recipe.grpo_fields import load_fields
 from rlattn.recipe.schema import TINY_CONTEXT, TINY_POLICY, Policy, Recipe
-from rlattn.rewards import REWARDS
-from rlattn.rewards.accuracy import Accuracy
-from rlattn.rewards.information_gain import InformationGain
-from rlattn.rewards.self_monitor import SelfMonitor
-from rlattn.rewards.specification import SpecificationShare
 from rlattn.tasks import TASKS
-from rlattn.types import ATTENTION_LAYERS, DialogueTask, Reward, Task
+from rlattn.types import ATTENTION_LAYERS, CreditRule, DialogueTask, Reward, RunContext, Task
 
-READ_FAI = ("global_anchor", "coupled_rhythm")
 # what an optimizer's name begins with -> the module it needs, and what pip calls that
 OPTIMIZERS = {
     "adamw_torch_4bit": ("torchao", "torchao"),
@@ -80,7 +74,6 @@ def check_recipe(recipe: Recipe, ranks: int) -> list[str]:
     _check_batch(recipe, ranks)
     _check_steps(recipe)
     _check_combinations(recipe)
-    _check_efforts(recipe)
     warnings = []
     loss = setting(recipe, "loss_type")
     if setting(recipe, "importance_sampling_level") == "sequence" and loss in ("bnpo", "dr_grpo", "dapo", "cispo"):
@@ -90,12 +83,6 @@ def check_recipe(recipe: Recipe, ranks: int) -> list[str]:
         )
     if all(spec.weight == 0 for spec in recipe.rewards.named.values()):
         warnings.append("rewards: every weight is 0, so nothing is learned.")
-    low, completion = recipe.attention.horizon[0], number(recipe, "max_completion_length", 512)
-    if recipe.credit and recipe.credit.kind in READ_FAI and low >= completion:
-        warnings.append(
-            f"attention.horizon: no token has a FAI, which looks {low} tokens back and more, in responses of at most "
-            f"{completion} (trainer.max_completion_length). Lower its first number."
-        )
     return warnings
 
 
@@ -132,80 +119,77 @@ def check_lora_targets(policy: Policy, *, output: str = "lm_head", shared: str =
             raise UserError("policy.lora.target_modules", problem, "Leave it out.")
 
 
-def check_built(recipe: Recipe, task: Task, rewards: Mapping[str, Reward], ranks: int) -> None:
-    """What must hold between a recipe's task and its rewards. Raises UserError."""
-    dialogue = isinstance(task, DialogueTask)
-    if dialogue and recipe.policy.prompt_style == "plain":
+def check_built(
+    recipe: Recipe, task: Task, rewards: Mapping[str, Reward], credit: CreditRule | None, ranks: int
+) -> list[str]:
+    """What must hold between a recipe's task, rewards and rule, and what each checks of itself. Returns warnings.
+
+    Raises:
+        UserError: the run could not start, or would not do what its recipe says.
+    """
+    _check_dialogue(recipe, task, ranks)
+    for name, reward in rewards.items():
+        _check_reward(recipe, task, rewards, name, reward)
+    for name, part in {"task": task, **rewards}.items():
+        context = RunContext(
+            name=name, recipe=recipe, task=task, rewards=rewards, ranks=ranks, window_steps=window_steps(recipe, ranks)
+        )
+        if callable(check := getattr(part, "check", None)):
+            check(context)
+    low, completion = recipe.attention.horizon[0], number(recipe, "max_completion_length", 512)
+    if not getattr(credit, "reads_fai", False) or low < completion:
+        return []
+    return [
+        f"attention.horizon: no token has a FAI, which looks {low} tokens back and more, in responses of at most "
+        f"{completion} (trainer.max_completion_length). Lower its first number."
+    ]
+
+
+def _check_dialogue(recipe: Recipe, task: Task, ranks: int) -> None:
+    if not isinstance(task, DialogueTask):
+        return
+    if recipe.policy.prompt_style == "plain":
         raise UserError("policy.prompt_style", "a dialogue's turns are chat messages.", "Use chat.")
-    if dialogue and getattr(task, "style", "") == "tools" and recipe.policy.path == TINY_POLICY:
+    if task.style == "tools" and recipe.policy.path == TINY_POLICY:
         raise UserError("task.style", f"{TINY_POLICY}'s chat template cannot carry tool calls.", "Use text.")
-    if dialogue and recipe.task.efforts:
+    if recipe.task.efforts:
         problem = "says how long one answer's thought may be, and a dialogue has many turns."
         raise UserError("task.efforts", problem, "Drop it, or take a task without dialogues.")
-    tools = getattr(task, "style", "") == "tools"
     spread = recipe.trainer.get("vllm_mode") == "server" or number(recipe, "vllm_tensor_parallel_size", 1) > 1
-    if tools and recipe.trainer.get("use_vllm") and spread and ranks > 1:
+    if task.style == "tools" and recipe.trainer.get("use_vllm") and spread and ranks > 1:
         problem = "on several ranks TRL's tool loop would hand vLLM's answers to the wrong ranks."
         raise UserError("trainer.use_vllm", problem, "Use vllm_mode: colocate with one GPU an engine, or style: text.")
-    if tools and "turn_tokens" in recipe.task.options:
+    if task.style == "tools" and "turn_tokens" in recipe.task.options:
         problem = "bounds turns of free text; with tools a turn may take all of trainer.max_completion_length."
         raise UserError("task.turn_tokens", problem, "Drop it, or use style: text.")
-    for name, reward in rewards.items():
-        required = recipe.rewards.named[name].requires
-        if required and isinstance(rewards[required], SelfMonitor):
-            problem = f"a gate opens at 1, and '{required}' pays 0 at best: '{name}' would never count."
-            raise UserError(f"rewards.{name}.requires", problem, "Drop it: the monitor weighs in by itself.")
-        if isinstance(reward, SelfMonitor) and 0 < reward.lag <= (window := window_steps(recipe, ranks)):
-            raise UserError(
-                f"rewards.{name}.lag",
-                f"{reward.lag} steps, and a generation window has {window:g}: refreshed before every window, the "
-                "lagged policy would be the current one.",
-                "Make it larger (trainer.steps_per_generation x num_iterations / gradient_accumulation_steps is less).",
-            )
-        names_tokens = hasattr(reward, "tokens") or hasattr(reward, "parts")
-        if names_tokens and setting(recipe, "importance_sampling_level") == "sequence":
-            raise UserError(
-                "trainer.importance_sampling_level",
-                f"sequence spreads every token's gradient over its rollout, and '{name}' names tokens.",
-                "Use token.",
-            )
-        if "environment" in getattr(reward, "needs", ()) and not dialogue:
-            problem = f"speaks of dialogues, and {type(task).__name__} has none."
-            raise UserError(f"rewards.{name}", problem, "Use task.kind: questions, or drop it.")
-        if "images" in getattr(reward, "needs", ()):
-            problem = "needs images, and the policy of a recipe reads text only."
-            raise UserError(f"rewards.{name}", problem, "Give it to AttentionGRPOTrainer, in Python (see the README).")
-        for method in getattr(reward, "needs_of_task", ()):
-            if not callable(getattr(task, method, None)):
-                problem = f"needs a task with {method}(), which {type(task).__name__} has not."
-                have = [kind for kind, built_in in TASKS.items() if hasattr(built_in, method)]
-                which = f" ({', '.join(have)})" if have else ""
-                raise UserError(f"rewards.{name}", problem, f"Use a task that has it{which}, or another reward.")
-        if not isinstance(reward, InformationGain):
-            continue
-        weight = recipe.rewards.named[name].weight
-        if reward.turn_credit and weight:
-            raise UserError(
-                f"rewards.{name}.weight",
-                f"{weight:g} would count the gain a second time: with turn_credit its turns carry it.",
-                "Set weight: 0 and use turn_weight, or turn_credit: false.",
-            )
-        for key in ("requires", "warmup", "decay"):
-            if reward.turn_credit and getattr(recipe.rewards.named[name], key):
-                problem = "bears on a reward's weight; with turn_credit its turns carry it."
-                raise UserError(f"rewards.{name}.{key}", problem, "Drop it, or set turn_credit: false.")
-        if not reward.turn_credit and not weight:
-            problem = "0 leaves nothing of it: without turn_credit it is one number a rollout."
-            raise UserError(f"rewards.{name}.weight", problem, "Give it a weight, set turn_credit: true, or drop it.")
-        paying = [one for other, one in rewards.items() if recipe.rewards.named[other].weight > 0]
-        if not any(
-            isinstance(one, SpecificationShare | Accuracy) or type(one) not in REWARDS.values() for one in paying
-        ):
-            raise UserError(
-                f"rewards.{name}",
-                "comes without a reward for the answer: paid for asking alone, a policy forgets how to answer.",
-                "Add specification: {weight: 1}, or accuracy.",
-            )
+
+
+def _check_reward(recipe: Recipe, task: Task, rewards: Mapping[str, Reward], name: str, reward: Reward) -> None:
+    """What a reward says that it needs, held against what there is."""
+    required = recipe.rewards.named[name].requires
+    most = getattr(rewards[required], "pays_at_most", None) if required else None
+    if most is not None and most < 1:
+        problem = f"a gate opens at 1, and '{required}' pays {most:g} at best: '{name}' would never count."
+        raise UserError(f"rewards.{name}.requires", problem, "Drop it: that reward weighs in by itself.")
+    names_tokens = hasattr(reward, "tokens") or hasattr(reward, "parts")
+    if names_tokens and setting(recipe, "importance_sampling_level") == "sequence":
+        raise UserError(
+            "trainer.importance_sampling_level",
+            f"sequence spreads every token's gradient over its rollout, and '{name}' names tokens.",
+            "Use token.",
+        )
+    if "environment" in getattr(reward, "needs", ()) and not isinstance(task, DialogueTask):
+        problem = f"speaks of dialogues, and {type(task).__name__} has none."
+        raise UserError(f"rewards.{name}", problem, "Use task.kind: questions, or drop it.")
+    if "images" in getattr(reward, "needs", ()):
+        problem = "needs images, and the policy of a recipe reads text only."
+        raise UserError(f"rewards.{name}", problem, "Give it to AttentionGRPOTrainer, in Python (rlattn/rewards/).")
+    for method in getattr(reward, "needs_of_task", ()):
+        if not callable(getattr(task, method, None)):
+            problem = f"needs a task with {method}(), which {type(task).__name__} has not."
+            have = [kind for kind, built_in in TASKS.items() if hasattr(built_in, method)]
+            which = f" ({', '.join(have)})" if have else ""
+            raise UserError(f"rewards.{name}", problem, f"Use a task that has it{which}, or another reward.")
 
 
 def prompts_a_batch(recipe: Recipe, ranks: int) -> int:
@@ -348,13 +332,3 @@ def _check_combinations(recipe: Recipe) -> None:
         raise UserError("policy.prompt_style", f"{TINY_POLICY} is warm-started on chat prompts.", "Use chat.")
     if recipe.policy.path == TINY_POLICY and recipe.policy.revision:
         raise UserError("policy.revision", f"{TINY_POLICY} is made here and has no revisions.", "Remove the key.")
-
-
-def _check_efforts(recipe: Recipe) -> None:
-    for name, spec in recipe.rewards.named.items():
-        if spec.python is None and (spec.kind or name) == "adaptive_effort" and not recipe.task.efforts:
-            raise UserError(
-                "task.efforts",
-                f"is required by rewards.{name}: its prompts must say an effort.",
-                "Add efforts: [0.25, 0.5, 0.75, 1.0] to the task.",
-            )

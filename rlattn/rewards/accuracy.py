@@ -7,5 +7,7 @@ from rlattn.types import Rollout
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
+    judges_answer = True
+
     def score(self, rollout: Rollout) -> float:
         return float(rollout.task.verify(rollout.completion, rollout.row))

@@ -31,8 +31,9 @@ from hashlib import sha256
 from statistics import fmean
 from typing import Any, Literal
 
+from rlattn.errors import UserError
 from rlattn.formats.effort import FULL, effort_text, query_key, thought_tokens
-from rlattn.types import RewardBatch, Rollout
+from rlattn.types import RewardBatch, Rollout, RunContext
 
 Gate = Literal["soft", "hard"]
 
@@ -58,6 +59,14 @@ class AdaptiveEffort:
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate: expected more than 0 and at most 1, got {self.rate}")
+
+    def check(self, context: RunContext) -> None:
+        if not context.recipe.task.efforts:
+            raise UserError(
+                "task.efforts",
+                f"is required by rewards.{context.name}: its prompts must say an effort.",
+                "Add efforts: [0.25, 0.5, 0.75, 1.0] to the task.",
+            )
 
     def prepare(self, batch: RewardBatch) -> list[Thought]:
         own = [_facts(rollout, batch) for rollout in batch.rollouts]

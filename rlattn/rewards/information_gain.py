@@ -35,7 +35,7 @@ from typing import Any, Literal
 from rlattn.errors import UserError
 from rlattn.formats.transcript import runs
 from rlattn.tasks.questions.task import MOST_QUESTIONS, Turn
-from rlattn.types import LARGEST_WEIGHT, Rollout
+from rlattn.types import LARGEST_WEIGHT, Rollout, RunContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,27 @@ class InformationGain:
         for name in ("turn_cost", "turn_weight"):
             if not 0 <= getattr(self, name) <= LARGEST_WEIGHT:
                 raise ValueError(f"{name}: expected 0 to {LARGEST_WEIGHT:g}, got {getattr(self, name)}")
+
+    def check(self, context: RunContext) -> None:
+        """With `turn_credit` its turns carry it and its weight is 0; and another reward pays for the answer."""
+        spec, where = context.recipe.rewards.named[context.name], f"rewards.{context.name}"
+        if self.turn_credit and spec.weight:
+            problem = f"{spec.weight:g} would count the gain a second time: with turn_credit its turns carry it."
+            raise UserError(f"{where}.weight", problem, "Set weight: 0 and use turn_weight, or turn_credit: false.")
+        for key in ("requires", "warmup", "decay"):
+            if self.turn_credit and getattr(spec, key):
+                problem = "bears on a reward's weight; with turn_credit its turns carry it."
+                raise UserError(f"{where}.{key}", problem, "Drop it, or set turn_credit: false.")
+        if not self.turn_credit and not spec.weight:
+            problem = "0 leaves nothing of it: without turn_credit it is one number a rollout."
+            raise UserError(f"{where}.weight", problem, "Give it a weight, set turn_credit: true, or drop it.")
+        paying = [one for name, one in context.rewards.items() if context.recipe.rewards.named[name].weight > 0]
+        if not any(getattr(one, "judges_answer", not type(one).__module__.startswith("rlattn.")) for one in paying):
+            raise UserError(
+                where,
+                "comes without a reward for the answer: paid for asking alone, a policy forgets how to answer.",
+                "Add specification: {weight: 1}, or accuracy.",
+            )
 
     @property
     def part_weight(self) -> float:

@@ -47,10 +47,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from rlattn.errors import UserError
 from rlattn.formats.monitored_response import monitor_prompt, outside_monitor, parse_four_parts, parse_verdict
 from rlattn.rank import say
 from rlattn.rewards.external_monitor import ExternalMonitor, known_keys
-from rlattn.types import LARGEST_WEIGHT, RewardBatch, Rollout
+from rlattn.types import LARGEST_WEIGHT, RewardBatch, Rollout, RunContext
 
 ALARM_SAFE = 0.98  # share of "safe" above which the held-out monitor's disagreement is worth a warning
 MALFORMED = 0.9  # share of a batch out of format above which the prompts may not ask for it
@@ -100,6 +101,17 @@ class SelfMonitor:
     """Lambda, 1 under `penalty`, 0 in `mode: log`."""
     batches: int = field(init=False, default=0)
     warned: set[str] = field(init=False, default_factory=set)
+
+    pays_at_most = 0.0
+
+    def check(self, context: RunContext) -> None:
+        if 0 < self.lag <= context.window_steps:
+            raise UserError(
+                f"rewards.{context.name}.lag",
+                f"{self.lag} steps, and a generation window has {context.window_steps:g}: refreshed before every "
+                "window, the lagged policy would be the current one.",
+                "Make it larger (trainer.steps_per_generation x num_iterations / gradient_accumulation_steps is less).",
+            )
 
     def __post_init__(self) -> None:
         if (self.external is not None) != (self.source == "external"):

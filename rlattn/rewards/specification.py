@@ -14,6 +14,7 @@ from rlattn.types import Rollout
 class SpecificationShare:
     """In [0, 1]; 0 where no specification ends the dialogue."""
 
+    judges_answer = True
     needs = ("environment",)
     needs_of_task = ("metrics",)
 

@@ -18,28 +18,23 @@ from rlattn.grpo.reward_function import RewardFunction
 from rlattn.grpo.reward_hooks import RewardOptions
 from rlattn.grpo.token_log import TokenLog
 from rlattn.grpo.trainer import COMBINE, AttentionGRPOTrainer
-from rlattn.grpo.trl_rows import PromptRule, count_rows, eval_examples, examples_of, train_data
+from rlattn.grpo.trl_rows import PromptRule, count_rows, eval_examples, train_data
 from rlattn.policy.load import PolicySource, prepare_policy
 from rlattn.policy.prompts import render_text
+from rlattn.preflight.preflight import Cleared, preflight
 from rlattn.preflight.tokenizer_files import check_system_prompt
-from rlattn.preflight.wandb_login import check_wandb
 from rlattn.processes.deepspeed import start_deepspeed
 from rlattn.processes.phases import Phases
 from rlattn.progress import progress
 from rlattn.rank import is_main, say, world_size
-from rlattn.recipe.build import build_credit, build_rewards, build_task
 from rlattn.recipe.constraints import (
-    check_built,
-    check_installed,
     check_layers,
-    check_recipe,
     check_train_rows,
     number,
     prompts_a_batch,
 )
 from rlattn.recipe.schema import TINY_POLICY, Recipe
-from rlattn.tasks.rows import shared_prompts
-from rlattn.types import DialogueTask, Example, Task, WarmStartable
+from rlattn.types import CreditRule, DialogueTask, Example, Task, WarmStartable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,28 +47,28 @@ class Setup:
     examples: list[Example]
     reward_funcs: list[Any]
     data: Any
+    credit: CreditRule | None
 
 
-def prepare(recipe: Recipe) -> Setup:
-    """Validates everything that can be before weights load; makes the tiny policy where the recipe wants it."""
+def prepare(recipe: Recipe, found: Cleared | None = None) -> Setup:
+    """Validates everything that can be before weights load; makes the tiny policy where the recipe wants it.
+
+    Args:
+        found: what `preflight` gave, where it has run in this process.
+    """
     ranks = world_size()
-    for warning in check_recipe(recipe, ranks):
+    found = found or preflight(recipe, ranks, "run")
+    for warning in found.warnings:
         say(f"warning: {warning}")
-    check_installed(recipe)
-    if is_main() and "wandb" in recipe.tracking.report_to:
-        check_wandb(os.environ, Path.home())
+    task, rewards = found.task, found.rewards
     check_generation(recipe)
     check_backend(recipe)
-    task, rewards = build_task(recipe), build_rewards(recipe)
-    check_built(recipe, task, rewards, ranks)
     if ranks == 1:
         # TRL's own refusals, before a policy is made. On several ranks this would start the process group, and
         # transformers then saves models on rank 0 only: whichever rank makes the tiny policy must be able to.
         grpo_config(recipe, recipe.run_dir / "checkpoints", {})
     examples = eval_examples(task, recipe.policy, recipe.task.efforts)
     data = train_data(task, recipe.policy, recipe.task.rl_rows)
-    for warning in shared_prompts(task, (e["row"] for e in examples_of(data)), (e["row"] for e in examples)):
-        say(f"warning: {warning}")
     with contextlib.ExitStack() as stack:
         update = None
 
@@ -108,6 +103,7 @@ def prepare(recipe: Recipe) -> Setup:
             for name, reward in rewards.items()
         ],
         data=data,
+        credit=found.credit,
     )
 
 
@@ -135,7 +131,7 @@ def make_trainer(
         measure=getattr(setup.task, "metrics", None),
         at_epoch=EffortDraw(efforts=efforts, seed=recipe.seed) if (efforts := recipe.task.efforts) else None,
         dialogue=setup.task if isinstance(setup.task, DialogueTask) else None,
-        credit=build_credit(recipe),
+        credit=setup.credit,
         attention=recipe.attention,
         credit_options=recipe.credit.applied if recipe.credit else None,
         token_log=token_log,

@@ -18,6 +18,7 @@ from rlattn.grpo.port import Port
 from rlattn.grpo.resume import GOES_ON
 from rlattn.grpo.token_log import TokenLog
 from rlattn.policy.prompts import decode, render_text
+from rlattn.preflight.preflight import Cleared
 from rlattn.processes.phases import Phases
 from rlattn.processes.signals import StopSignals
 from rlattn.processes.watchdog import Watchdog
@@ -39,12 +40,12 @@ from rlattn.run_folder.jsonl import append_row
 GLOO_SECONDS = 0.5  # its threads, when late, are so by milliseconds
 
 
-def train(recipe: Recipe) -> None:
+def train(recipe: Recipe, found: Cleared | None = None) -> None:
     """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
     phases = Phases()
     try:
         with Watchdog(phases, recipe.resume.stall_seconds) as watchdog:
-            stopped_by = record(_told)(recipe, watchdog)  # torchrun then ends with the first error of any rank
+            stopped_by = record(_told)(recipe, found, watchdog)  # torchrun then ends with the first error of any rank
     except KeyboardInterrupt:
         kept = checkpoints(recipe.run_dir / "checkpoints")
         say(f"\nrlattn: interrupted; the same command {f'goes on from {kept[-1].name}' if kept else 'starts over'}.")
@@ -57,10 +58,10 @@ def train(recipe: Recipe) -> None:
         sys.exit(128 + stopped_by)
 
 
-def _told(recipe: Recipe, watchdog: Watchdog) -> int:
+def _told(recipe: Recipe, found: Cleared | None, watchdog: Watchdog) -> int:
     """`_train`, where what a user can mend gets a message."""
     try:
-        return _train(recipe, watchdog)
+        return _train(recipe, found, watchdog)
     except SystemExit as error:  # `record` would take it for an end
         problem = f"code of a task, a reward or a rule ended the process: {describe(error)}."
         raise UserError("python", problem, "Raise an error there instead.") from None
@@ -82,7 +83,7 @@ def of_the_disk(error: Exception, run: Path) -> UserError | None:
     return None
 
 
-def _train(recipe: Recipe, watchdog: Watchdog) -> int:
+def _train(recipe: Recipe, found: Cleared | None, watchdog: Watchdog) -> int:
     """The signal that stopped it; 0 at its end."""
     began = time.monotonic()
     if open_run(recipe) is None:
@@ -95,7 +96,7 @@ def _train(recipe: Recipe, watchdog: Watchdog) -> int:
     try:
         checkpoint = sound_checkpoint(recipe, world_size()) if is_main() else None
         start_step = checkpoint_step(checkpoint) if checkpoint else 0
-        setup = prepare(recipe)
+        setup = prepare(recipe, found)
     except UserError:
         if lock:
             leave_run(recipe.run_dir, lock)
@@ -188,9 +189,9 @@ def same_on_all_ranks(folder: Path, checkpoint: Path | None) -> Path | None:
     return chosen
 
 
-def dry_run(recipe: Recipe) -> None:
+def dry_run(recipe: Recipe, found: Cleared | None = None) -> None:
     """The rendered prompt, one step, and how long the whole run would take. Leaves nothing behind."""
-    setup = prepare(recipe)
+    setup = prepare(recipe, found)
     first = setup.examples[0]
     say("The first held-out prompt, as the policy reads it:\n")
     say(render_text(setup.policy.tokenizer, first["prompt"], template_kwargs(recipe)))
