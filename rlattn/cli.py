@@ -32,7 +32,7 @@ Overrides = Annotated[
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line: exit code 2 and one message for a mistake of the user's, no traceback."""
+    """Runs the command line. A UserError ends it with one message and exit code 2, without a traceback."""
     try:
         app(arguments)
     except UserError as error:

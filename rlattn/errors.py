@@ -1,4 +1,4 @@
-"""Mistakes of the user's: one clear message, exit code 2, never a traceback."""
+"""UserError: an error that the user can fix, told in one message with exit code 2, never as a traceback."""
 
 import errno
 import sysconfig
@@ -18,7 +18,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 class UserError(Exception):
-    """What is wrong, where, and how to mend it. The command line prints it as one message and exits with 2.
+    """An error that the user can fix: what is wrong, where, and how to fix it. The command line exits with 2.
 
     Args:
         where: the key path, file or option at fault (`trainer.max_steps`, `data/train.jsonl, row 3`).

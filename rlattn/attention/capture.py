@@ -1,4 +1,4 @@
-"""Glue: lets a forward pass of the policy hand its queries and keys to metrics.py, layer by layer.
+"""Reads queries and keys off a forward pass of the policy, layer by layer, and hands them to metrics.py.
 
 Nothing is kept but the metrics: no attention map, no query or key outlives its layer. B rollouts, N positions,
 L chosen layers, H heads.

@@ -1,0 +1,1 @@
+"""Speed, memory and kills; both sides are measured in one run."""

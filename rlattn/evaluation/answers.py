@@ -1,4 +1,4 @@
-"""Glue: a model on the disk or the hub answers items, batch by batch."""
+"""Loads a model from a folder or the hub and lets it answer items, batch by batch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

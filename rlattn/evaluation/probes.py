@@ -1,4 +1,4 @@
-"""Glue: `--probe`. What a probe asks is read and checked before a model loads; then it runs on one model at a time."""
+"""The probes of `rlattn eval`. What a probe asks is checked before a model loads; then it runs, model by model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace

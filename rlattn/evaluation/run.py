@@ -1,4 +1,4 @@
-"""Glue: the models answer one after the other; what they did is written and shown."""
+"""Runs an evaluation: the models answer one after the other; the results are written and shown."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Glue: a reward as the function that TRL calls, and the guard that keeps a failing one from ending a run."""
+"""Makes a reward the function that TRL calls, and keeps a failing one from ending a run."""
 
 import atexit
 import logging

@@ -1,4 +1,4 @@
-"""Glue: generation outside the training batch, through TRL's own path, so that every backend it has works here too."""
+"""Generates outside the training batch, through TRL's own path, so that every backend it has works here too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Glue: a task's rows as TRL's data sets. Rows ride beside the prompt untouched, so no column can clash with TRL's."""
+"""Makes TRL's data sets of a task's rows. Rows ride beside the prompt untouched, so no column can clash with TRL's."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext

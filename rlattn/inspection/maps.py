@@ -1,4 +1,4 @@
-"""Glue: attention maps of a short text, averaged over a set of heads, for figures only. Training never makes a map.
+"""Attention maps of a short text, averaged over a set of heads, for figures only. Training never makes a map.
 
 Legend: L chosen layers, H heads, N positions, T shown positions.
 """

@@ -1,4 +1,4 @@
-"""Glue: from texts and a model's path to what its attention says about every text (arXiv 2510.13554, section 4).
+"""Takes texts and a model to the signals of every text (arXiv 2510.13554, section 4).
 
 Legend: T response tokens, L chosen layers, H heads, N positions (prompt and response), V vocabulary.
 """

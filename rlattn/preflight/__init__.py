@@ -1,0 +1,1 @@
+"""Everything that is refused before weights load, once (`preflight.py`)."""

@@ -1,4 +1,4 @@
-"""Glue: a reward's collective calls, in step on all ranks whatever becomes of one of them.
+"""Keeps a reward's collective calls in step on all ranks, whatever becomes of one of them.
 
 A rank whose `prepare` raises, or makes fewer calls than the others, would leave these waiting for ever. So with every
 collective call, and at the end, the ranks tell each other how they are: where one has failed or is done already, the

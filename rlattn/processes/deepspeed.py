@@ -1,4 +1,4 @@
-"""Glue: DeepSpeed's process group, where transformers alone would not start one."""
+"""Starts DeepSpeed's process group where transformers alone would not start one."""
 
 import os
 import socket

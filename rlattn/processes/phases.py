@@ -1,4 +1,4 @@
-"""Glue: what a rank is doing, and for how long: seconds of every phase of a step, and the phase it is in now."""
+"""Clocks what a rank does: the seconds of every phase of a step, and the phase it is in now."""
 
 import time
 from collections import defaultdict

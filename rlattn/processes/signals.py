@@ -1,4 +1,4 @@
-"""Glue: SIGTERM, SIGUSR1 and a closed terminal end a run after the step in progress, on all ranks alike, and it saves;
+"""Ends a run after the step in progress on SIGTERM, SIGUSR1 or a closed terminal: all ranks save and stop alike;
 so does Ctrl-C where there is one process.
 
 The ranks agree at the end of every step (one number a rank), so that none saves or stops alone. A signal is seen by a

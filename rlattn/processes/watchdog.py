@@ -1,4 +1,4 @@
-"""Glue: no rank waits for one that failed or hangs. A thread on every rank, and a word in the launcher's store.
+"""Ends a run in which a rank failed or hangs. A thread on every rank, and a word in the launcher's store.
 
 Where a rank ends with an error, the others learn of it within a second, tell it as their last line and exit. Where a
 rank stays in one phase for `resume.stall_seconds`, all exit, and the rank and its phase are named. Where a rank is not

@@ -1,4 +1,4 @@
-"""pydantic's findings in our words: what is wrong, what was expected, the nearest valid name. Imports no pydantic."""
+"""Turns pydantic's validation errors into UserError: the key, what was expected, the nearest valid name."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches

@@ -23,16 +23,20 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Lora(Strict):
     """Low-rank adapters through PEFT (arXiv 2106.09685)."""
 
     r: int = Field(default=16, ge=1)
+    """Rank of the adapter."""
     alpha: int = Field(default=32, gt=0)
+    """The adapter's output is scaled by alpha / r; twice the rank, as is usual."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability; 0, since RL passes over its data once."""
     target_modules: Text | tuple[Text, ...] = "all-linear"
+    """Modules that get an adapter: all linear layers but the output, or a list of names."""
 
     @field_validator("target_modules")
     @classmethod
@@ -46,15 +50,25 @@ class Policy(Strict):
     """The model to train: `tiny-reasoner`, a local folder or a hub id."""
 
     path: Text
+    """`tiny-reasoner`, a local folder or a hub id."""
     revision: str | None = None
+    """Branch, tag or commit of a hub id; the newest unless given."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights in training; float32, since steps of 1e-6 vanish in bfloat16 weights."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
+    """transformers' attention function; sdpa needs no further package."""
     lora: Lora | None = None
+    """Train an adapter; all weights unless given."""
     prompt_style: Literal["chat", "plain"] = "chat"
+    """Apply the chat template, or take prompts as they are."""
     system_prompt: str | None = None
+    """A system message before every chat prompt."""
     stop_strings: tuple[Text, ...] = ()
+    """Texts that end a completion, besides its end token."""
     warm_start: WarmStart | None = None
+    """Supervised training of `tiny-reasoner` on worked traces before RL."""
     supervised_control: bool = False
+    """After RL, spend the same compute on more of the warm start's training, for comparison."""
 
     @model_validator(mode="after")
     def _tiny_only(self) -> Self:
@@ -70,9 +84,11 @@ class Policy(Strict):
 class Plugin(BaseModel):
     """A task or a reward: a built-in `kind`, or `python: module:Class`; every other key is one of its options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
     kind: str | None = None
+    """A built-in one."""
     python: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """One of your own: `module:Class`."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -86,9 +102,12 @@ class Plugin(BaseModel):
 
 
 class TaskSpec(Plugin):
-    efforts: tuple[float, ...] | None = None  # how much thought a prompt may ask for, as a line before it
-    rl_rows: int | None = Field(default=None, ge=1)  # RL trains on the first of the rows; a warm start reads them all
-    overlong: Literal["refuse", "drop"] = "refuse"  # prompts that leave no room for a completion in the context
+    efforts: tuple[float, ...] | None = None
+    """Shares of the usual thought that a prompt may ask for, as a line before it."""
+    rl_rows: int | None = Field(default=None, ge=1)
+    """RL trains on the first so many training rows; a warm start reads all of them."""
+    overlong: Literal["refuse", "drop"] = "refuse"
+    """What to do about a prompt that leaves no room for a completion in the context: refuse the run, or drop the row."""
 
     @field_validator("efforts")
     @classmethod
@@ -100,10 +119,15 @@ class TaskSpec(Plugin):
 
 class RewardSpec(Plugin):
     weight: float = Field(default=1.0, ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, allow_inf_nan=False, strict=True)
-    requires: Text | None = None  # another reward: this one counts only where that one is at least 1
-    warmup: float = Field(default=0.0, ge=0, le=1)  # the share of the run in which the weight rises from 0
-    decay: float = Field(default=0.0, ge=0, le=1)  # the share of the run, at its end, in which it falls to 0
-    timeout: float | None = Field(default=None, gt=0, le=86_400)  # seconds for one score, in a process apart
+    """What the reward is multiplied by."""
+    requires: Text | None = None
+    """Another reward: this one counts only where that one is at least 1."""
+    warmup: float = Field(default=0.0, ge=0, le=1)
+    """Share of the run in which the weight rises from 0."""
+    decay: float = Field(default=0.0, ge=0, le=1)
+    """Share of the run, at its end, in which the weight falls to 0."""
+    timeout: float | None = Field(default=None, gt=0, le=86_400)
+    """Seconds for one score, in a process of its own; no limit unless given."""
 
     @model_validator(mode="after")
     def _ramps_fit(self) -> Self:
@@ -115,10 +139,12 @@ class RewardSpec(Plugin):
 class Rewards(BaseModel):
     """Named rewards and how they combine: `sum` (GRPO) or `decoupled` (GDPO, arXiv 2601.05242)."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
     __pydantic_extra__: dict[str, RewardSpec] = Field(init=False)
     combine: Literal["sum", "decoupled"] = "sum"
-    max_failed_share: float = Field(default=0.05, ge=0, le=1)  # of a batch under one reward; more ends the run
+    """Add weighted rewards, then normalise in the group (GRPO); or normalise each first (GDPO)."""
+    max_failed_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of a batch that may fail under one reward; more ends the run, since failures bias what is learned."""
 
     @property
     def named(self) -> dict[str, RewardSpec]:
@@ -161,8 +187,11 @@ class CreditSpec(Plugin):
     """A credit rule, and how its weights meet the advantage; every other key is one of the rule's options."""
 
     sign: Literal["both", "positive", "negative"] = "both"
+    """Where the weights count: everywhere, as the paper finds best, or at one sign of the advantage."""
     warmup: float = Field(default=0.0, ge=0, le=1)
+    """Share of the run in which the weights rise from 1."""
     decay: float = Field(default=0.0, ge=0, le=1)
+    """Share of the run, at its end, in which they fall back to 1."""
 
     @property
     def applied(self) -> CreditOptions:
@@ -178,33 +207,51 @@ class Tracking(Strict):
     """Where a run is followed, besides its folder."""
 
     report_to: tuple[Literal["wandb", "trackio", "tensorboard"], ...] = ()
+    """Trackers; none unless named, so that nothing leaves the machine by default."""
     project: Text = "rlattn"
+    """The project in the tracker."""
     tags: tuple[Text, ...] = ()
-    samples: int = Field(default=3, ge=0)  # completions kept of every evaluation
-    token_rollouts: int = Field(default=8, ge=0)  # rollouts of a step whose tokens are kept (tokens/); 0 for none
-    token_every: int = Field(default=10, ge=1)  # steps between two such steps; the first and the last are among them
+    """Tags in the tracker."""
+    samples: int = Field(default=3, ge=0)
+    """Held-out completions kept of every evaluation."""
+    token_rollouts: int = Field(default=8, ge=0)
+    """Rollouts of a step whose tokens are kept in tokens/; 0 for none. Eight fit one screen of the report."""
+    token_every: int = Field(default=10, ge=1)
+    """Steps between two such steps; the first and the last are among them."""
 
 
 class Resume(Strict):
     """What happens when the same command runs again."""
 
     keep_last: int = Field(default=2, ge=1)
-    keep_best: bool = False  # also the checkpoint with the best held-out accuracy
-    grace_seconds: float = Field(default=120, gt=0, le=1e6)  # from a signal to the end of the step; then it exits
-    stall_seconds: float = Field(default=1800, gt=0, le=1e6)  # longest stay of a rank in one phase; then the run ends
-    allow_changed: tuple[Text, ...] = ()  # recipe keys that may differ from the run that is continued
+    """Newest checkpoints that are kept; two, in case the newest is damaged."""
+    keep_best: bool = False
+    """Also keep the checkpoint with the best held-out accuracy."""
+    grace_seconds: float = Field(default=120, gt=0, le=1e6)
+    """Seconds from a stop signal to the end of the step; then the rank exits without saving."""
+    stall_seconds: float = Field(default=1800, gt=0, le=1e6)
+    """Seconds that a rank may stay in one phase; then the run ends. Half an hour covers the longest generation."""
+    allow_changed: tuple[Text, ...] = ()
+    """Recipe keys that may differ from the run that is continued."""
 
 
 class Recipe(Strict):
+    """One run: what is trained, on what, for what, and how."""
+
     name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
+    """Names the run in trackers, and its folder."""
     seed: int = Field(default=0, ge=0, lt=2**32, strict=True)
+    """Of sampling, of the order of prompts and of new weights."""
     output_dir: Text | None = None
+    """The run folder; `runs/NAME` unless given."""
     policy: Policy
     task: TaskSpec
     rewards: Rewards
     credit: CreditSpec | None = None
+    """A credit rule; GRPO's equal credit unless given."""
     attention: AttentionOptions = AttentionOptions()
     trainer: dict[str, Any] = Field(default_factory=dict)
+    """TRL's own GRPOConfig keys."""
     tracking: Tracking = Tracking()
     resume: Resume = Resume()
 

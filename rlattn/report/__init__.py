@@ -1,4 +1,4 @@
-"""Glue: a run folder -> report.html, one self-contained page. Needs no network and sends nothing anywhere.
+"""Writes report.html from a run folder: one self-contained page. Needs no network and sends nothing anywhere.
 
 The page is `page.html` with page.css, page.js and the data as JSON inside; a content-security policy lets only that
 script and that style run, whatever a policy wrote into its completions.

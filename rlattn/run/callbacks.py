@@ -1,4 +1,4 @@
-"""Glue: what happens beside training, at every step: evaluation, metrics.jsonl, progress."""
+"""Callbacks of a run, at every step: held-out evaluation, metrics.jsonl, alarms, progress."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Glue: the live table on a terminal: step and time left, numbers with their course so far, the last completion."""
+"""Shows the live table on a terminal: step and time left, numbers with their course so far, the last completion."""
 
 import time
 from collections.abc import Callable

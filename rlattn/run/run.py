@@ -59,7 +59,7 @@ def train(recipe: Recipe, found: Cleared | None = None) -> None:
 
 
 def _told(recipe: Recipe, found: Cleared | None, watchdog: Watchdog) -> int:
-    """`_train`, where what a user can mend gets a message."""
+    """Runs `_train` and turns errors that the user can fix into UserError."""
     try:
         return _train(recipe, found, watchdog)
     except SystemExit as error:  # `record` would take it for an end

@@ -1,4 +1,4 @@
-"""Glue: what a run adds to W&B: the recipe, sampled tokens as tables and as a heat map, one run id for all sessions.
+"""Adds to W&B the recipe, sampled tokens as tables and as a heat map, and one run id for all sessions.
 
 transformers' own callback starts the run and logs the metrics. Offline, wandb starts a folder a session; `wandb sync`
 puts them together again under the id.

@@ -1,4 +1,4 @@
-"""Glue: the run folder, and what is written into it while a run trains.
+"""Opens, locks and describes a run folder.
 
 recipe.yaml (resolved), environment.json, metrics.jsonl, samples.jsonl, heads.jsonl, failures.jsonl, alarms.jsonl,
 tokens/, checkpoints/, model/, summary.json, report.html.

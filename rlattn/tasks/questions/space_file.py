@@ -1,4 +1,4 @@
-"""A task space from a YAML or JSON file, every key checked."""
+"""Reads a task space from a YAML or JSON file, every key checked."""
 
 import math
 import re
