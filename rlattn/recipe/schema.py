@@ -107,7 +107,7 @@ class TaskSpec(Plugin):
     rl_rows: int | None = Field(default=None, ge=1)
     """RL trains on the first so many training rows; a warm start reads all of them."""
     overlong: Literal["refuse", "drop"] = "refuse"
-    """What to do about a prompt that leaves no room for a completion in the context: refuse the run, or drop the row."""
+    """Of a prompt that leaves no room for a completion in the context: refuse the run, or leave its row out."""
 
     @field_validator("efforts")
     @classmethod
