@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, Any]]
 Prompt = str | Sequence[str | Sequence[int]]
-"""A text in which special tokens are written out; or pieces: such texts, and token ids that are taken as they are: for
-what a policy wrote, where a special token that it spells out must not become one."""
+"""A text in which special tokens are written out (the tokenizer's beginning is added where it is missing); or pieces:
+such texts, and token ids that are taken as they are: for what a policy wrote, where a special token that it spells out
+must not become one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Rollout:
     blind_text: str = ""
     """The same without its images, for a second rollout that must not see; empty where the prompt shows none."""
     completion: str
-    """What the policy wrote, special tokens dropped; of a dialogue the transcript (`rlattn/formats/transcript.py`)."""
+    """What the policy wrote, without padding and end tokens; of a dialogue the transcript (formats/transcript.py)."""
     completion_ids: tuple[int, ...] = ()
     """The same as token ids; empty when stored text is scored."""
     policy_mask: tuple[bool, ...] = ()
@@ -225,7 +226,11 @@ class Task(Protocol):
         ...
 
     def verify(self, completion: str, row: Row) -> float:
-        """1.0 where the final answer of `completion` is right, else 0.0. Never raises on what a policy may write."""
+        """1.0 where the final answer of `completion` is right, else 0.0. Never raises on what a policy may write.
+
+        `completion` begins with the `<think>` that its prompt ended in, if it did. What stands in a thought that is
+        never closed, as in a completion that was cut, is no final answer (`rlattn.formats.thought.after_thought`).
+        """
         ...
 
     def gold(self, row: Row) -> str:

@@ -43,6 +43,8 @@ SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verifica
         (r"<answer>4</answer>" + "\nThe answer is 5", "4"),
         (r"I guess \boxed{1}</think>A: 2", "2"),
         (r"<think>\boxed{1}</think>none", None),
+        (r"<think>It is \boxed{1}, or <answer>2</answer>", None),  # a completion that was cut in its thought
+        (r"<think>a</think>\boxed{1}<think>Or \boxed{2}", None),
         ("no mark, 18", None),
         ("A:", None),
         ("", None),

@@ -61,6 +61,7 @@ def test_last_answer_counts(template):
         "<answer> {}",
         "</answer> {} <answer>",
         "<answer> {} apples </answer>",
+        "<think> so <answer> {} </answer>",
         "<answer> {}.0 </answer>",
         "<answer> {} {} </answer>",
         "<answer> {} </answer> <answer> no </answer>",

@@ -96,6 +96,10 @@ BROKEN: list[tuple[list[str] | str, list[str]]] = [
         ["policy.stop_strings=[x]", "trainer.mask_truncated_completions=true"],
         ["policy.stop_strings", "truncated", "Drop"],
     ),
+    (
+        ["policy.stop_strings=[x]", "trainer.use_transformers_continuous_batching=true"],
+        ["policy.stop_strings", "trainer.use_transformers_continuous_batching", "Drop"],
+    ),
     (["policy.dtype=float64"], ["policy.dtype", "float32, bfloat16, float16", "'float64'"]),
     (["policy.lora.rank=8"], ["policy.lora.rank", "unknown key", "r,"]),
     (["policy.lora={target_modules: [q_proj, model.lm_head]}"], ["policy.lora.target_modules", "'lm_head'", "Leave"]),
@@ -273,6 +277,7 @@ def test_a_plugin_cannot_end_the_tool_in_silence(name, folder, monkeypatch):
         ("return []", "no eval rows"),
         ("return [{'question': 'a'}]", "no 'prompt'"),
         ("return [{'prompt': 3}]", "neither text nor chat messages"),
+        ("return [{'prompt': [{'role': 'assistant', 'content': 'a'}]}]", "ends in a message of the assistant's"),
         ("return 'abc'", "no rows|no dict"),
     ],
 )

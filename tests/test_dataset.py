@@ -151,6 +151,13 @@ def test_instruction_and_chat_prompts(tmp_path):
     assert chat.verify(chat.gold(row), row) == 1.0
     with pytest.raises(UserError, match=r"task\.instruction: is for text prompts"):
         DatasetTask(path=chat.path, instruction="Box it.").look(1)
+    answered = [*row["prompt"], {"role": "assistant", "content": "It is"}]
+    path = write(
+        tmp_path / "answered.jsonl",
+        [{"prompt": row["prompt"], "answer": "1"}] * 3 + [{"prompt": answered, "answer": "1"}],
+    )
+    with pytest.raises(UserError, match=r"row 4, column 'prompt': the prompt ends in a message of the assistant's"):
+        DatasetTask(path=str(path), eval_rows=0).rows("train")
     chats = [{"prompt": row["prompt"], "answer": "1"}] * 3
     parquet = write(tmp_path / "chat.parquet", chats)
     assert DatasetTask(path=str(parquet), eval_rows=0).rows("train")[0]["prompt"] == row["prompt"]

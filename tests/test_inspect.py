@@ -143,7 +143,7 @@ def test_rows_of_a_file_with_messages_and_completions(models, tmp_path, capsys):
 def test_a_prompt_that_holds_the_template_already_is_told(models, tmp_path, capsys):
     text = ("--prompt", f"<end> {PROMPT}", "--response", RESPONSE)
     inspect(tmp_path, "--model", models / "chat", *text)
-    assert "warning: --prompt: the prompt already holds <end>; with --plain" in capsys.readouterr().out
+    assert "warning: --prompt: the prompt already begins with <end>; with --plain" in capsys.readouterr().out
     inspect(tmp_path, "--model", models / "chat", "--plain", *text)
     assert "warning" not in capsys.readouterr().out
 
@@ -299,6 +299,7 @@ def broken(models, tmp_path_factory):
         "near.jsonl": '{"prompt": "a", "respons": "b"}',
         "promt.jsonl": '{"promt": "a", "response": "b"}',
         "blank.jsonl": '{"prompt": "a", "response": "b"}\n{"prompt": "a", "response": " "}',
+        "answered.jsonl": '{"prompt": [{"role": "assistant", "content": "a"}], "response": "b"}',
         "null.jsonl": '{"prompt": null, "response": "b"}',
         "messages.jsonl": '{"prompt": [{"role": "user", "content": "a"}], "response": "b"}',
         "half.jsonl": '{"prompt": "a", "response": "\\ud800"}',
@@ -330,6 +331,7 @@ MISTAKES = [
     ("llama", ("--data", "{}/promt.jsonl"), ("row 1", "no column 'prompt'", "Did you mean 'promt'?")),
     ("llama", ("--data", "{}/blank.jsonl"), ("row 2", "its response is empty")),
     ("llama", ("--data", "{}/null.jsonl"), ("row 1", "neither text nor chat messages")),
+    ("llama", ("--data", "{}/answered.jsonl"), ("row 1", "ends in a message of the assistant's")),
     ("llama", ("--data", "{}/messages.jsonl"), ("row 1", "no chat template")),
     ("llama", (*TEXT, "--layers", "one"), ("--layers", "'one'")),
     ("llama", (*TEXT, "--layers", "1,-2"), ("--layers", "from 0")),

@@ -14,6 +14,7 @@ from rlattn.errors import UserError, describe
 from rlattn.evaluation.plan import Item, Plan
 from rlattn.evaluation.subjects import Subject
 from rlattn.formats.effort import thought_tokens
+from rlattn.formats.thought import with_opened_thought
 from rlattn.grpo.dialogues import check_dialogues, plain_dialogues
 from rlattn.inspection.inputs import check_decoder_only, load_config, load_tokenizer
 from rlattn.policy.chat_tokens import completion_text
@@ -25,7 +26,7 @@ from rlattn.preflight.weight_files import check_weight_files
 from rlattn.progress import progress
 from rlattn.recipe.schema import TINY_POLICY, Policy
 from rlattn.run.build import taught_task
-from rlattn.tasks.guarded_metrics import metrics_of, safe_text, safe_verify
+from rlattn.tasks.guarded_metrics import Safe, metrics_of, safe_text, safe_verify
 from rlattn.types import DialogueTask, Example, Messages
 
 SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
@@ -78,12 +79,19 @@ class Checked:
         """A prompt as a task wrote it, as the model reads it."""
         return list(render_ids(self.tokenizer, chat_or_plain(prompt, self.policy), self.plan.template_kwargs))
 
+    def prompt_text(self, prompt: str | Messages) -> str:
+        return render_text(self.tokenizer, chat_or_plain(prompt, self.policy), self.plan.template_kwargs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded(Checked):
     """A model that can answer."""
 
     model: PreTrainedModel
+
+    @property
+    def ends(self) -> set[int]:
+        return end_tokens(self.model, self.tokenizer)
 
     def write(
         self, prompt_ids: list[list[int]], *, max_new_tokens: int | None = None, temperature: float = 0.0
@@ -163,6 +171,11 @@ def load(checked: Checked) -> Loaded:
     return Loaded(model=load_model(checked.path, checked.option, checked.revision), **vars(checked))
 
 
+def judged(verify: Safe[float], loaded: Loaded, text: str, item: Item, prompt: str | Messages) -> float | None:
+    """What the task's verifier says of an answer to a prompt; None where it fails."""
+    return verify(with_opened_thought(text, loaded.prompt_text(prompt)), item.row)
+
+
 def answer_items(loaded: Loaded, keep: Callable[[dict[str, Any]], None]) -> list[Answer]:
     """Every item's answers, `keep` called with a row for each as soon as it is there.
 
@@ -179,7 +192,7 @@ def answer_items(loaded: Loaded, keep: Callable[[dict[str, Any]], None]) -> list
         for batch in batches(jobs, plan.batch_size):
             for (item, sample), written in zip(batch, complete(loaded, [item for item, _ in batch]), strict=True):
                 text = written["text"]
-                right, measured = verify(text, item.row), measure(text, item.row)
+                right, measured = judged(verify, loaded, text, item, item.prompt), measure(text, item.row)
                 answers.append(Answer(item=item, sample=sample, right=right, measured=measured, **written))
                 keep(_row(answers[-1], gold(item.row)))
             share = sum((answer.right or 0) >= 1 for answer in answers) / max(1, len(answers) - verify.failed)
@@ -206,7 +219,7 @@ def write_all(
     with progress(label, len(ids)) as update, memory_named(loaded.plan):
         for batch in batches(ids, loaded.plan.batch_size):
             for one in loaded.write(list(batch), max_new_tokens=limit):
-                text, cut = decode(loaded.tokenizer, one), is_cut(loaded, one, limit)
+                text, cut = decode(loaded.tokenizer, one, loaded.ends), is_cut(loaded, one, limit)
                 found.append(Written(ids=one, text=text, cut=cut))
             update(len(found), f"{sum(one.cut for one in found)} cut")
     return found
@@ -250,7 +263,7 @@ def _in_one_turn(loaded: Loaded, items: Sequence[Item]) -> list[dict[str, Any]]:
     spell: Any = partial(tokenizer.decode, skip_special_tokens=False)
     return [
         {
-            "text": decode(tokenizer, ids),
+            "text": decode(tokenizer, ids, loaded.ends),
             "tokens": len(ids),
             "thought": thought_tokens(ids, spell, spell(prompt)),
             "cut": is_cut(loaded, ids, plan.max_new_tokens),
@@ -270,10 +283,11 @@ def _in_dialogue(loaded: Loaded, items: Sequence[Item]) -> list[dict[str, Any]]:
         examples,
         most_tokens=plan.max_new_tokens,
         template_kwargs=plan.template_kwargs,
+        ends=loaded.ends,
     )
     return [
         {
-            "text": completion_text(tokenizer, ids, own),
+            "text": completion_text(tokenizer, ids, own, loaded.ends),
             "tokens": sum(own),
             "thought": 0,
             "cut": is_cut(loaded, ids, plan.max_new_tokens),
@@ -283,7 +297,7 @@ def _in_dialogue(loaded: Loaded, items: Sequence[Item]) -> list[dict[str, Any]]:
 
 
 def is_cut(loaded: Loaded, ids: list[int], limit: int) -> bool:
-    return len(ids) >= limit and ids[-1] not in end_tokens(loaded.model, loaded.tokenizer)
+    return len(ids) >= limit and ids[-1] not in loaded.ends
 
 
 def _tiny(plan: Plan) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rlattn.errors import UserError, did_you_mean
 from rlattn.formats.final_answer import final_answer
+from rlattn.formats.thought import after_thought
 from rlattn.statistics import mcnemar_exact, wilson_interval
 
 LETTERS = "ABCDEFGHIJ"
@@ -79,7 +80,7 @@ def parse_choice(row: Mapping[str, Any], where: str) -> Choice:
 
 def read_choice(text: str, options: Sequence[str]) -> int | None:
     """The index of the option that is a completion's final answer, by its letter or its text; None where it is none."""
-    for said in (final_answer(text), text.rpartition("</think>")[2]):
+    for said in (final_answer(text), after_thought(text)):
         words = (said or "").strip().strip("*_$`").strip()
         letter = re.match(r"(?:option\s+)?\W*([A-J])[*_$`]*\s*(?:[.:,)]|$)", words, re.IGNORECASE)
         if letter and (index := LETTERS.index(letter.group(1).upper())) < len(options):

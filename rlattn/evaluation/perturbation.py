@@ -95,11 +95,10 @@ def perturb(loaded: "Loaded", completions: Sequence[list[int]], prompts: Sequenc
     import torch
 
     from rlattn.attention import rhythm_signals
-    from rlattn.policy.generate import end_tokens
     from rlattn.progress import progress
 
     model, plan = loaded.model, loaded.plan
-    ends, rng = end_tokens(model, loaded.tokenizer), Random(plan.recipe.seed)
+    ends, rng = loaded.ends, Random(plan.recipe.seed)
     jobs: list[tuple[int, tuple[int, int], list[int]]] = []  # the completion, its places, what each becomes
     with progress("FAI", len(completions)) as update, torch.no_grad():
         for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):

@@ -169,12 +169,11 @@ def _check_self_correction(checked: "Checked") -> None:
 
 
 def _self_correction(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
-    from rlattn.evaluation.answers import write_all
+    from rlattn.evaluation.answers import judged, write_all
 
-    items, task = loaded.plan.items, loaded.plan.task
-    assert task is not None
+    items = loaded.plan.items
     chats = [_chat(item) for item in items]
-    verify = safe_verify(task)
+    verify = safe_verify(loaded.plan.task)
     rounds: list[list[bool | None]] = []
     said: list[list[str]] = [[] for _ in items]
     cut: list[bool] = []
@@ -182,7 +181,8 @@ def _self_correction(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
         written = write_all(loaded, chats, f"look {look}" if look else "first answers")
         texts = [one.text for one in written]
         cut += [one.cut for one in written]
-        scores = [verify(text, item.row) for text, item in zip(texts, items, strict=True)]
+        asked = zip(texts, items, chats, strict=True)
+        scores = [judged(verify, loaded, text, item, chat) for text, item, chat in asked]
         rounds.append([None if score is None else score >= 1 for score in scores])
         for index, text in enumerate(texts):
             said[index].append(text)
@@ -190,9 +190,9 @@ def _self_correction(loaded: "Loaded", kept: Kept) -> dict[str, Any]:
     for index, item in enumerate(items):
         kept({"prompt": item.prompt, "completions": said[index], "right": [flags[index] for flags in rounds]})
     whole = [flags for flags in zip(*rounds, strict=True) if None not in flags]
-    judged = [[bool(flags[look]) for flags in whole] for look in range(LOOKS + 1)]
+    by_look = [[bool(flags[look]) for flags in whole] for look in range(LOOKS + 1)]
     failed = {"verify_failed": verify.failed} if verify.failed else {}
-    return {**corrections(judged), **failed, "cut_share": fmean(cut)}
+    return {**corrections(by_look), **failed, "cut_share": fmean(cut)}
 
 
 def _check_perturbation(checked: "Checked") -> None:

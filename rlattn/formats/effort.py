@@ -14,6 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from rlattn.errors import UserError
+from rlattn.formats.thought import CLOSE, OPEN, opens_thought
 from rlattn.formats.token_span import Decode, token_span
 from rlattn.types import Messages
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from rlattn.types import Row, Split, WarmStartable
 
 FULL = 1.0  # asks for as much thought as it takes
-OPEN, CLOSE = "<think>", "</think>"
 FREE = 4  # an answer of up to a fourth of the thought's tokens is not counted
 
 
@@ -93,7 +93,7 @@ def thought_tokens(ids: Sequence[int], decode: Decode, prompt_text: str) -> int:
     text = decode(ids)
     before, close, after = text.partition(CLOSE)
     own = before.strip()
-    opened = own.startswith(OPEN) != prompt_text.rstrip().endswith(OPEN)
+    opened = own.startswith(OPEN) != opens_thought(prompt_text)
     if not close or not opened or OPEN in own.removeprefix(OPEN) or OPEN in after or CLOSE in after:
         return len(ids)
     thought = len(token_span(0, len(before) + len(close), ids, decode))

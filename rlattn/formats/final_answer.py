@@ -6,7 +6,8 @@ An answer is looked for in two tiers; the first tier that has one decides, and i
 2. lines: `#### x`, `A: x`, `Answer: x`, `Final answer: x`, `the answer is x` (to the end of the sentence).
 
 Lines come second because prose is loose: a markdown heading `#### Step 2` must not outdo a box. A mark inside a mark
-is opened (`<answer>\boxed{5}</answer>` is `5`). Only what follows the last `</think>` counts, where there is one.
+is opened (`<answer>\boxed{5}</answer>` is `5`). Only what follows the last `</think>` counts, where there is one; a
+`<think>` that is never closed holds no final answer.
 """
 
 import logging
@@ -18,6 +19,8 @@ from functools import lru_cache
 from inspect import CO_GENERATOR
 from math import prod
 from types import FrameType
+
+from rlattn.formats.thought import after_thought
 
 LONGEST_ANSWER = 2000
 """Characters; what is longer is prose, not an answer."""
@@ -44,7 +47,7 @@ def final_answer(text: str) -> str | None:
 
     See the head of this module for the marks and which of them wins.
     """
-    found = _last_marked(_after_thought(text))
+    found = _last_marked(after_thought(text))
     while found is not None and (inside := _last_marked(found)) is not None:
         found = inside
     return found
@@ -53,11 +56,7 @@ def final_answer(text: str) -> str | None:
 def gold_answer(text: str) -> str:
     """The answer of a gold column: the final answer where it holds worked steps, else all of it."""
     answer = final_answer(text)
-    return _after_thought(text).strip() if answer is None else answer
-
-
-def _after_thought(text: str) -> str:
-    return text.rpartition("</think>")[2]
+    return after_thought(text).strip() if answer is None else answer
 
 
 def _last_marked(text: str) -> str | None:

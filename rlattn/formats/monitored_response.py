@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from rlattn.formats.thought import with_opened_thought
 from rlattn.formats.token_span import Decode, token_span
 from rlattn.types import Prompt, Rollout
 
@@ -33,7 +34,7 @@ class FourParts:
 
 def parse_four_parts(completion: str, prompt_text: str = "") -> FourParts | None:
     """The parts of a completion; None where it is malformed. A prompt that ends in `<think>` has opened that part."""
-    between, tags = _split(f"<think>{completion}" if _opens_thought(prompt_text) else completion)
+    between, tags = _split(with_opened_thought(completion, prompt_text))
     if tags != _IN_ORDER or any(text.strip() for text in between[::2]):
         return None
     thought, critique, label, output = (text.strip() for text in between[1::2])
@@ -89,10 +90,6 @@ def _split(text: str) -> tuple[list[str], list[str]]:
     """The texts between the tags, one more than there are tags, and the tags."""
     pieces = _TAG.split(text)
     return pieces[::2], pieces[1::2]
-
-
-def _opens_thought(prompt_text: str) -> bool:
-    return prompt_text.rstrip().endswith("<think>")
 
 
 def _label(text: str) -> Label | None:

@@ -7,7 +7,7 @@ wrote, so that credit, rewards and metrics are the same. A reply's tokens are ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from trl.chat_template_utils import (
 from rlattn.errors import UserError, describe
 from rlattn.grpo.port import Port
 from rlattn.grpo.second_rollouts import generate_turn
-from rlattn.policy.chat_tokens import reply_ids, reply_text
+from rlattn.policy.chat_tokens import dialogue_ends, end_of_turn, reply_ids, reply_text
 from rlattn.policy.prompts import decode, render_ids
 from rlattn.types import DialogueTask, Example, Row
 
@@ -57,15 +57,20 @@ def hold(
     *,
     most_tokens: int,
     template_kwargs: dict[str, Any],
+    ends: Collection[int] = (),
     anywhere: Callable[[bool], bool] = bool,
 ) -> None:
-    """Holds the dialogues to their ends, in free text, all of them side by side.
+    """Holds the dialogues to their ends, in free text, all of them side by side. What the policy reads is what the
+    chat template makes of the turns so far.
 
     Args:
         most_tokens: of a completion, replies included; a dialogue that reaches it ends.
+        ends: what ends a completion besides the tokenizer's own end token.
         anywhere: whether a flag is set on any rank: every rank generates equally often (ZeRO-3 needs that).
     """
     end: int = tokenizer.eos_token_id  # type: ignore[assignment]
+    turn_end = end_of_turn(tokenizer, template_kwargs)
+    ends = {end, *ends}
     for turn in range(task.questions + 1):
         alive = [dialogue for dialogue in dialogues if not dialogue.over]
         if not anywhere(bool(alive)):
@@ -74,12 +79,17 @@ def hold(
         written, logprobs = generate(prompts or [[end]])
         for index, dialogue in enumerate(alive):
             ids = (written[index] or [end])[: most_tokens - len(dialogue.completion_ids)]
-            dialogue.add(ids, own=True, logprobs=logprobs[index] if logprobs else None)
-            reply = task.reply(decode(tokenizer, ids), dialogue.row) if turn < task.questions else None
-            told = reply_ids(tokenizer, reply, template_kwargs) if reply is not None else []
-            if told and ids[-1] != end:
-                told = [end, *told]  # a turn that was cut
-            dialogue.over = not told or len(dialogue.completion_ids) + len(told) >= most_tokens
+            if turn_end in ids:  # which ends the turn even where the policy's generation settings do not name it
+                ids = ids[: ids.index(turn_end) + 1]
+            text = decode(tokenizer, ids, dialogue_ends(turn_end, ends))
+            reply = task.reply(text, dialogue.row) if turn < task.questions else None
+            kept, told = ids, reply_ids(tokenizer, reply, template_kwargs) if reply is not None else []
+            if told and ids[-1] != turn_end:  # a turn that was cut, or ended as the template ends none
+                kept = ids[:-1] if ids[-1] in ends else ids
+                told = [turn_end, *told] if turn_end is not None else told
+            length = len(dialogue.completion_ids) + len(kept) + len(told)
+            dialogue.over = not told or not kept or length >= most_tokens
+            dialogue.add(ids if dialogue.over else kept, own=True, logprobs=logprobs[index] if logprobs else None)
             if not dialogue.over:
                 dialogue.add(told, own=False)
 
@@ -118,6 +128,7 @@ def plain_dialogues(
     *,
     most_tokens: int,
     template_kwargs: dict[str, Any],
+    ends: Collection[int] = (),
 ) -> list[tuple[list[int], list[bool]]]:
     """The same, in free text, without a trainer: `write` gives one turn a prompt, as token ids."""
     dialogues = [
@@ -131,6 +142,7 @@ def plain_dialogues(
         dialogues,
         most_tokens=most_tokens,
         template_kwargs=template_kwargs,
+        ends=ends,
     )
     return [(dialogue.completion_ids, dialogue.policy_mask) for dialogue in dialogues]
 
@@ -209,6 +221,7 @@ def _hold_with_port(port: Port, task: DialogueTask, dialogues: Sequence[Dialogue
         dialogues,
         most_tokens=port.max_completion_length,
         template_kwargs=port.template_kwargs,
+        ends=port.end_ids,
         anywhere=anywhere,
     )
 

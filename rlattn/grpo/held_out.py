@@ -1,7 +1,7 @@
 """Held-out accuracy: greedy, with an interval, on every rank's share of the rows."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import fmean
@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from rlattn.formats.effort import effort_text, thought_tokens
+from rlattn.formats.thought import with_opened_thought
 from rlattn.grpo.dialogues import greedy_dialogues
 from rlattn.grpo.port import Port
 from rlattn.grpo.second_rollouts import generate_greedy
@@ -94,9 +95,9 @@ def evaluate(
     rank, ranks = port.rank, port.ranks
     kwargs: Any = port.template_kwargs
     if isinstance(task, DialogueTask):
-        generate = in_dialogue(lambda part: greedy_dialogues(port, task, part), port.tokenizer)
+        generate = in_dialogue(lambda part: greedy_dialogues(port, task, part), port.tokenizer, port.end_ids)
     else:
-        generate = in_one_turn(lambda ids: generate_greedy(port, ids), port.tokenizer, kwargs)
+        generate = in_one_turn(lambda ids: generate_greedy(port, ids), port.tokenizer, kwargs, port.end_ids)
 
     def timed(part: Sequence[Example]) -> Any:
         with port.phases.phase("evaluation"):  # anew for every batch: the watchdog counts from there
@@ -140,7 +141,8 @@ def score_greedy(
         part = examples[start : start + batch_size]
         for example, completion in zip(part, generate(part or [filler]), strict=False):
             text = completion.text
-            right = verify(text, example["row"])
+            prompt = render_text(tokenizer, example["prompt"], template_kwargs)
+            right = verify(with_opened_thought(text, prompt), example["row"])
             effort = example.get("effort")
             outcomes.append(
                 Outcome(
@@ -152,7 +154,6 @@ def score_greedy(
                 )
             )
             if len(kept) < samples:
-                prompt = render_text(tokenizer, example["prompt"], template_kwargs)
                 kept.append(
                     {
                         "prompt": prompt,
@@ -169,15 +170,20 @@ def in_one_turn(
     generate: Callable[[list[list[int]]], list[list[int]]],
     tokenizer: PreTrainedTokenizerBase,
     template_kwargs: dict[str, Any],
+    ends: Collection[int] = (),
 ) -> Generate:
-    """From prompts to completions as token ids -> from examples to what was written."""
+    """From prompts to completions as token ids -> from examples to what was written. `ends`: see `decode`."""
 
     spell: Callable[[Sequence[int]], Any] = partial(tokenizer.decode, skip_special_tokens=False)
 
     def complete(examples: Sequence[Example]) -> list[Completion]:
         prompts = [render_ids(tokenizer, example["prompt"], template_kwargs) for example in examples]
         return [
-            Completion(text=decode(tokenizer, ids), tokens=len(ids), thought=thought_tokens(ids, spell, spell(prompt)))
+            Completion(
+                text=decode(tokenizer, ids, ends),
+                tokens=len(ids),
+                thought=thought_tokens(ids, spell, spell(prompt)),
+            )
             for prompt, ids in zip(prompts, generate(prompts), strict=True)
         ]
 
@@ -185,13 +191,16 @@ def in_one_turn(
 
 
 def in_dialogue(
-    converse: Callable[[Sequence[Example]], list[tuple[list[int], list[bool]]]], tokenizer: PreTrainedTokenizerBase
+    converse: Callable[[Sequence[Example]], list[tuple[list[int], list[bool]]]],
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Collection[int] = (),
 ) -> Generate:
     """From examples to dialogues, as token ids and policy masks -> from examples to what was said."""
 
     def complete(examples: Sequence[Example]) -> list[Completion]:
         return [
-            Completion(text=completion_text(tokenizer, ids, own), tokens=sum(own)) for ids, own in converse(examples)
+            Completion(text=completion_text(tokenizer, ids, own, ends), tokens=sum(own))
+            for ids, own in converse(examples)
         ]
 
     return complete

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from rlattn.policy.prompts import prompt_tokens
+from rlattn.policy.prompts import missing_beginning, piece_ids, text_ids
 from rlattn.types import Prompt
 
 
@@ -39,7 +39,7 @@ def ask(processor: Any, prompts: Sequence[Prompt], images: Sequence[Sequence[Any
     if not hasattr(processor, "image_processor"):
         if any(shown):
             raise ValueError("images: the policy reads text only, it has no image processor")
-        return Asked(prompt_ids=[prompt_tokens(processor, prompt) for prompt in prompts])
+        return Asked(prompt_ids=[text_ids(processor, prompt) for prompt in prompts])
     mark = getattr(processor, "image_token", None)
     # A piece is a text and the images whose marks it holds, or token ids.
     pieces = [
@@ -53,12 +53,15 @@ def ask(processor: Any, prompts: Sequence[Prompt], images: Sequence[Sequence[Any
         made = dict(processor(text=list(texts), images=list(of_texts), add_special_tokens=False))
     of_tokens = {name: iter(value) for name, value in made.items() if _of_tokens(value, made["input_ids"])}
     rows: dict[str, list[list[int]]] = {name: [[] for _ in prompts] for name in of_tokens}
-    for place, of_prompt in enumerate(pieces):
+    for place, (prompt, of_prompt) in enumerate(zip(prompts, pieces, strict=True)):
         for content, of_piece in of_prompt:
-            ids = [] if of_piece else prompt_tokens(processor.tokenizer, [content])
+            ids = [] if of_piece else piece_ids(processor.tokenizer, [content])
             for name, values in of_tokens.items():
                 alone = ids if name == "input_ids" else [0] * len(ids)
                 rows[name][place] += next(values) if of_piece else alone
+        begin = missing_beginning(processor.tokenizer, prompt, rows["input_ids"][place])
+        for name in of_tokens:
+            rows[name][place][:0] = begin if name == "input_ids" else [0] * len(begin)
     fields = {name: value for name, value in {**made, **rows}.items() if name not in ("input_ids", "attention_mask")}
     images_of = [of_prompt or None for of_prompt in shown] if seeing else None
     return Asked(prompt_ids=rows["input_ids"], images=images_of, fields=fields)
@@ -95,7 +98,7 @@ def _pieces(
             here, left = left[: len(parts) - 1], left[len(parts) - 1 :]
             yield mark.join(parts[: len(here) + 1]), here
             for quoted in parts[len(here) + 1 :]:
-                yield prompt_tokens(tokenizer, mark[:2]) + prompt_tokens(tokenizer, mark[2:]), []
+                yield piece_ids(tokenizer, mark[:2]) + piece_ids(tokenizer, mark[2:]), []
                 yield quoted, []
     if left:
         missing = f"has {len(images)} image(s), and {mark or 'a text'} for {len(images) - len(left)}"

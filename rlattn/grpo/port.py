@@ -32,6 +32,7 @@ EXTENDED = (
     "_load_optimizer_and_scheduler",  # after it, the rest of a checkpoint is restored
     "_run_epoch",  # a run that was resumed after its last step takes no further one
     "_save_checkpoint",  # whole or not there
+    "_tokenize_prompts",  # a rendered prompt begins once
     "_tool_call_loop",  # all ranks generate equally often under ZeRO-3
 )
 

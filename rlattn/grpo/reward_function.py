@@ -2,7 +2,7 @@
 
 import atexit
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -121,6 +121,7 @@ class RewardFunction(Guarded):
             atexit.register(self.worker.stop)
         self.token_masks: list[list[bool] | None] = []
         self.parts: list[list[Part]] = []
+        self.ends: Collection[int] = ()  # set by the trainer: what ends a completion besides the tokenizer's own
         # set by the trainer: this rank's rollouts -> a batch with the collective calls
         self.batch_of: Callable[[Sequence[Rollout]], tuple[RewardBatch, Lockstep]] | None = None
 
@@ -196,7 +197,7 @@ class RewardFunction(Guarded):
                     prompt=prompt,
                     prompt_text=texts[key][0],
                     blind_text=texts[key][1],
-                    completion=completion_text(self.tokenizer, ids, mask),
+                    completion=completion_text(self.tokenizer, ids, mask, self.ends),
                     completion_ids=tuple(ids),
                     policy_mask=tuple(mask or ()),
                     row=row,

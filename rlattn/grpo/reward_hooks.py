@@ -121,6 +121,7 @@ class RewardHooks:
                     "Use token.",
                 )
             lagged = self.lagged.get(getattr(reward, "lag", None) or -1)
+            function.ends = port.end_ids
             function.batch_of = partial(reward_batch, port, lagged, self.lagged.get(0))
 
     def with_rollouts(
@@ -215,13 +216,13 @@ class RewardHooks:
 
         `metrics_failed` says on how many it failed, if on any. Collective.
         """
-        measure = self._measure
+        measure, port = self._measure, self._port
         if not measure:
             return {}
         texts = [
             example[ROLLOUT].completion
             if ROLLOUT in example
-            else completion_text(self._port.tokenizer, ids, own_masks[row] if own_masks is not None else None)
+            else completion_text(port.tokenizer, ids, own_masks[row] if own_masks is not None else None, port.end_ids)
             for row, (example, ids) in enumerate(zip(inputs, completion_ids, strict=True))
         ]
         entries = gather_object([measure(text, example["row"]) for text, example in zip(texts, inputs, strict=True)])

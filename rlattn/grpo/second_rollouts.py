@@ -79,7 +79,7 @@ def generate_texts(
     ):
         prompt_ids = asked.prompt_ids or [[tokenizer.eos_token_id]]
         completion_ids, _ = _written(port, prompt_ids, asked.images, asked.fields)
-    return [decode(tokenizer, ids) for ids in completion_ids][: len(asked.prompt_ids)]
+    return [decode(tokenizer, ids, port.end_ids) for ids in completion_ids][: len(asked.prompt_ids)]
 
 
 def seed_requests(port: Port) -> None:

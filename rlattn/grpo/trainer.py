@@ -19,8 +19,9 @@ from rlattn.grpo.port import Port
 from rlattn.grpo.resume import EpochOrder, ExactResume
 from rlattn.grpo.reward_hooks import NO_OPTIONS, RewardHooks, RewardOptions, guard
 from rlattn.grpo.second_rollouts import seed_requests
-from rlattn.grpo.stop_strings import stopping_at, without_padding
+from rlattn.grpo.stop_strings import stopping_at
 from rlattn.grpo.token_log import TokenLog
+from rlattn.policy.prompts import render_ids
 from rlattn.processes.phases import Phases, PhaseTimes
 from rlattn.tasks.guarded_metrics import safe_metrics
 from rlattn.types import AttentionOptions, CreditOptions, CreditRule, DialogueTask, Row
@@ -203,13 +204,18 @@ class AttentionGRPOTrainer(GRPOTrainer):
                     self.port.generate_turn([[self.port.tokenizer.eos_token_id]])
         return result
 
+    def _tokenize_prompts(self, prompts: list) -> Any:
+        if isinstance(prompts[0], str):  # TRL would begin a rendered text a second time
+            return [render_ids(self.port.tokenizer, prompt, {}) for prompt in prompts], None, {}
+        return super()._tokenize_prompts(prompts)
+
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         self._generations += 1
         if not self.stop_strings or self.use_vllm:
             return super()._generate_single_turn(*args, **kwargs)
-        with stopping_at(self.port, self.stop_strings):
+        with stopping_at(self.port, self.stop_strings) as stopped:
             completion_ids, logprobs = super()._generate_single_turn(*args, **kwargs)
-        return [without_padding(self.port, ids) for ids in completion_ids], logprobs
+        return stopped[-1].cut(completion_ids), logprobs
 
     # Checkpoints
 

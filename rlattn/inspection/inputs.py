@@ -18,7 +18,7 @@ from rlattn.files import expanded, is_there
 from rlattn.preflight.weight_files import base_of
 from rlattn.recipe.schema import TINY_POLICY
 from rlattn.tasks.dataset.readers import data_files, is_hub_id, read_rows
-from rlattn.tasks.rows import is_prompt
+from rlattn.tasks.rows import ANSWERED, END_IN_QUESTION, is_answered, is_prompt
 from rlattn.types import AttentionOptions, Messages
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def _text(row: Mapping[str, Any], where: str) -> Text:
         raise UserError(where, "has no column 'response' (or 'completion').", did_you_mean("response", others))
     if not is_prompt(row["prompt"]):
         raise UserError(where, "its prompt is neither text nor chat messages.", "Fill or remove the row.")
+    if is_answered(row["prompt"]):
+        raise UserError(where, f"its prompt {ANSWERED}", END_IN_QUESTION)
     if not isinstance(row[column], str) or not row[column].strip():
         raise UserError(where, f"its {column} is empty or no text.", "Fill or remove the row.")
     return Text(where=where, prompt=row["prompt"], response=row[column])

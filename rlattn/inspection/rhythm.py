@@ -16,7 +16,7 @@ from rlattn.attention.heads import average_over, receiver_heads
 from rlattn.errors import UserError, describe
 from rlattn.inspection.inputs import Text, check_architecture, load_config, load_tokenizer
 from rlattn.policy.load import load_model
-from rlattn.policy.prompts import chat_or_plain, render_ids
+from rlattn.policy.prompts import chat_or_plain, piece_ids, render_ids, rendered_mark
 from rlattn.preflight.weight_files import check_weight_files
 from rlattn.progress import progress
 from rlattn.rank import say
@@ -110,9 +110,8 @@ def _prompt_style(
 def _warn_of_rendered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> None:
     """A prompt as a run logs it (samples.jsonl) has been through the chat template."""
     for text in texts:
-        marks = [mark for mark in tokenizer.all_special_tokens if isinstance(text.prompt, str) and mark in text.prompt]
-        if marks:
-            say(f"warning: {text.where}: the prompt already holds {marks[0]}; with --plain it is taken as it is.")
+        if mark := rendered_mark(tokenizer, text.prompt):
+            say(f"warning: {text.where}: the prompt already begins with {mark}; with --plain it is taken as it is.")
             return
 
 
@@ -121,7 +120,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: Text, style: Policy) -> En
         prompt_ids = render_ids(tokenizer, chat_or_plain(text.prompt, style), {})
     except Exception as error:  # a chat template is a program of the model's
         raise UserError(text.where, f"the chat template refuses it: {describe(error)[:200]}", "Try --plain.") from None
-    response_ids = tokenizer(text.response, add_special_tokens=False)["input_ids"] if text.response else []
+    response_ids = piece_ids(tokenizer, text.response) if text.response else []
     if not prompt_ids:
         raise UserError(text.where, "its prompt gives no tokens with this tokenizer.")
     if text.response and not response_ids:

@@ -38,42 +38,51 @@ def write_hf(
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
     )
+    stopped = StopAt(tokenizer, stop_strings, longest)
     writer: Any = model.eval()  # transformers' types do not know that it can generate
     written = writer.generate(
         input_ids=ids_BN,
         attention_mask=mask_BN,
         generation_config=config,
-        stopping_criteria=StoppingCriteriaList([stop_at(tokenizer, stop_strings, longest)] if stop_strings else []),
+        stopping_criteria=StoppingCriteriaList([stopped] if stop_strings else []),
     )
-    return [_up_to_end(ids, ends, pad) for ids in written[:, longest:].tolist()]
+    return stopped.cut([_up_to_end(ids, ends) for ids in written[:, longest:].tolist()])
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The ids that end a completion: the tokenizer's, and those of the model's generation settings."""
+    """The ids that end a completion: the tokenizer's, and those of the model's generation settings. In a trainer they
+    are TRL's `eos_token_ids`.
+    """
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
     return {int(one) for one in ids if isinstance(one, int)}
 
 
-def stop_at(tokenizer: Any, texts: Sequence[str], prompt_length: int) -> Any:
-    """A stopping criterion that ends a completion at any of `texts`.
+def _up_to_end(ids: list[int], ends: set[int]) -> list[int]:
+    return next((ids[: place + 1] for place, token in enumerate(ids) if token in ends), ids)
+
+
+class StopAt:
+    """A stopping criterion that ends a completion at any of `texts`, and knows where: transformers pads what has ended
+    with a token that the policy may write, too.
 
     transformers' own `stop_strings` cannot read every tokenizer; decoding the last few tokens can.
     """
-    tail = max(len(text.encode()) for text in texts) + 1  # a token has at least one byte
 
-    def stopped(ids_BN: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        last = tokenizer.batch_decode(ids_BN[:, max(prompt_length, ids_BN.shape[1] - tail) :])
-        return torch.tensor([any(text in end for text in texts) for end in last], device=ids_BN.device)
+    def __init__(self, tokenizer: Any, texts: Sequence[str], prompt_length: int):
+        self.tokenizer, self.texts, self.prompt_length = tokenizer, tuple(texts), prompt_length
+        self.tail = max((len(text.encode()) for text in texts), default=0) + 1  # a token has at least one byte
+        self.lengths: dict[int, int] = {}  # row -> tokens of its completion
 
-    return stopped
+    def __call__(self, ids_BN: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        length = ids_BN.shape[1] - self.prompt_length
+        last = self.tokenizer.batch_decode(ids_BN[:, -min(self.tail, length) :])
+        stopped = [any(text in end for text in self.texts) for end in last]
+        for row, stops in enumerate(stopped):
+            if stops:
+                self.lengths.setdefault(row, length)
+        return torch.tensor(stopped, device=ids_BN.device)
 
-
-def _up_to_end(ids: list[int], ends: set[int], pad: int) -> list[int]:
-    end = next((place + 1 for place, token in enumerate(ids) if token in ends), None)
-    if end is not None:
-        return ids[:end]
-    last = len(ids)
-    while last > 1 and ids[last - 1] == pad:  # what a stop string ended
-        last -= 1
-    return ids[:last]
+    def cut(self, completion_ids: Sequence[list[int]]) -> list[list[int]]:
+        """The completions without what follows their stop text. An end token may have ended one before."""
+        return [ids[: self.lengths.get(row)] for row, ids in enumerate(completion_ids)]

@@ -1,5 +1,6 @@
-"""Prompts: from a task's row to what the policy reads."""
+"""Prompts: from a task's row to what the policy reads, and from what it wrote to text."""
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from rlattn.recipe.schema import Policy
@@ -17,9 +18,9 @@ def chat_or_plain(prompt: str | Messages, policy: Policy) -> str | Messages:
 
 
 def render_ids(tokenizer: Any, prompt: str | Messages, template_kwargs: dict[str, Any]) -> list[int]:
-    """The prompt's token ids, exactly as TRL makes them for training."""
+    """The prompt's token ids: of chat messages as the chat template has them, of text as `text_ids` has them."""
     if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
+        return text_ids(tokenizer, prompt)
     rendered = tokenizer.apply_chat_template(
         prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
     )
@@ -33,14 +34,38 @@ def render_text(tokenizer: Any, prompt: str | Messages, template_kwargs: dict[st
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **template_kwargs)
 
 
-def prompt_tokens(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """A prompt's token ids: special tokens that a text spells out become real, ids stay what they are."""
-    pieces = [prompt] if isinstance(prompt, str) else prompt
-    return [
-        token
-        for piece in pieces
-        for token in (tokenizer(piece, add_special_tokens=False)["input_ids"] if isinstance(piece, str) else piece)
-    ]
+def text_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """A whole prompt's token ids, begun as the tokenizer begins every text (a beginning-of-sequence token, say).
+
+    A text that begins so already, or as the policy's chat template begins a conversation, has been rendered before:
+    nothing is added to it. Nor is an end token, which some tokenizers put after a text: a prompt is there to go on.
+    """
+    ids = piece_ids(tokenizer, prompt)
+    return [*missing_beginning(tokenizer, prompt, ids), *ids]
+
+
+def piece_ids(tokenizer: Any, piece: Prompt) -> list[int]:
+    """Token ids of what goes on from others: special tokens that a text spells out become real, ids stay the same."""
+    if isinstance(piece, str):
+        return list(tokenizer(piece, add_special_tokens=False)["input_ids"])
+    return [token for part in piece for token in (piece_ids(tokenizer, part) if isinstance(part, str) else part)]
+
+
+def missing_beginning(tokenizer: Any, prompt: Prompt, ids: list[int]) -> list[int]:
+    """What the tokenizer puts before every text, where a prompt of these ids lacks it: not before a piece of ids."""
+    if not isinstance(prompt, str) and not isinstance(prompt[0], str):
+        return []
+    bare, whole = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
+    begin = next((whole[:place] for place in range(len(whole)) if whole[place:][: len(bare)] == bare), [])
+    first = tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
+    rendered = first is not None and str(first) in str(tokenizer.chat_template)
+    return [] if rendered or ids[: len(begin)] == begin else begin
+
+
+def rendered_mark(tokenizer: Any, prompt: Any) -> str | None:
+    """The special token that a text prompt begins with, as one that has been through a chat template does."""
+    text = prompt.lstrip() if isinstance(prompt, str) else ""
+    return next((mark for mark in tokenizer.all_special_tokens if text.startswith(mark)), None)
 
 
 def without_images(prompt: str | Messages, *, keep_marks: bool = False) -> str | Messages:
@@ -63,6 +88,13 @@ def _shows(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "image"
 
 
-def decode(tokenizer: Any, completion_ids: list[int]) -> str:
-    """A completion as text, special tokens dropped."""
-    return tokenizer.decode(completion_ids, skip_special_tokens=True)
+def decode(tokenizer: Any, completion_ids: Iterable[int], ends: Collection[int] = ()) -> str:
+    """What a policy wrote, as text: without padding, beginning and end tokens, every other token as it is spelled.
+
+    Marks that rewards read, such as `<think>`, are special tokens in some tokenizers, and stay.
+
+    Args:
+        ends: what ends a completion besides the tokenizer's own end token (`rlattn.grpo.second_rollouts.end_tokens`).
+    """
+    dropped = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, *ends}
+    return tokenizer.decode([token for token in completion_ids if token not in dropped], skip_special_tokens=False)

@@ -25,6 +25,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 from rlattn.errors import UserError
 from rlattn.formats.transcript import read_transcript
 from rlattn.policy.chat_tokens import encode_dialogue
+from rlattn.policy.prompts import render_ids
 from rlattn.recipe.schema import TINY_CONTEXT, TINY_LAYERS
 from rlattn.tasks.guarded_metrics import safe_text
 from rlattn.types import DialogueTask, WarmStart
@@ -221,11 +222,9 @@ def _batches(
 
 
 def _prompt_ids(tokenizer: transformers.PreTrainedTokenizerBase, row: "Row", system_prompt: str | None) -> list[int]:
-    """The ids that GRPOTrainer will make of the same row."""
+    """The ids that the trainer will make of the same row."""
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    messages = [*system, {"role": "user", "content": row["prompt"]}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(render_ids(tokenizer, [*system, {"role": "user", "content": row["prompt"]}], {}))
 
 
 def _sample_texts(task: "WarmStartable", rows: "list[Row]", noise: float, seed: int) -> list[str]:

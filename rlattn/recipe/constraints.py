@@ -324,6 +324,9 @@ def _check_combinations(recipe: Recipe) -> None:
             "so TRL would mask it as truncated.",
             "Drop one of them.",
         )
+    for key in ("use_transformers_continuous_batching", "use_transformers_paged"):
+        if recipe.policy.stop_strings and recipe.trainer.get(key):
+            raise UserError("policy.stop_strings", f"are not looked for by trainer.{key}.", "Drop one of them.")
     if recipe.policy.stop_strings and recipe.trainer.get("use_vllm"):
         raise UserError(
             "policy.stop_strings", "are for transformers generation.", "Under vLLM: trainer.generation_kwargs.stop."

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rlattn.formats.thought import with_opened_thought
 from rlattn.types import Rollout
 
 
@@ -10,4 +11,5 @@ class Accuracy:
     judges_answer = True
 
     def score(self, rollout: Rollout) -> float:
-        return float(rollout.task.verify(rollout.completion, rollout.row))
+        completion = with_opened_thought(rollout.completion, rollout.prompt_text)
+        return float(rollout.task.verify(completion, rollout.row))

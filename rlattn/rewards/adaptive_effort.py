@@ -33,6 +33,7 @@ from typing import Any, Literal
 
 from rlattn.errors import UserError
 from rlattn.formats.effort import FULL, effort_text, query_key, thought_tokens
+from rlattn.formats.thought import with_opened_thought
 from rlattn.types import RewardBatch, Rollout, RunContext
 
 Gate = Literal["soft", "hard"]
@@ -94,7 +95,8 @@ class AdaptiveEffort:
         if effort is None:
             given = rollout.row.get("effort")
             raise ValueError(f"row['effort'] is {given!r}, expected a number above 0 and up to 1: set task.efforts")
-        right = float(rollout.task.verify(rollout.completion, rollout.row))
+        completion = with_opened_thought(rollout.completion, rollout.prompt_text)
+        right = float(rollout.task.verify(completion, rollout.row))
         if effort >= FULL:
             return right
         if rollout.note is None:

@@ -20,7 +20,7 @@ from rlattn.grpo.token_log import TokenLog
 from rlattn.grpo.trainer import COMBINE, AttentionGRPOTrainer
 from rlattn.grpo.trl_rows import PromptRule, count_rows, eval_examples, train_data
 from rlattn.policy.load import PolicySource, prepare_policy
-from rlattn.policy.prompts import render_text
+from rlattn.policy.prompts import render_text, rendered_mark
 from rlattn.preflight.preflight import Cleared, preflight
 from rlattn.preflight.tokenizer_files import check_system_prompt
 from rlattn.processes.deepspeed import start_deepspeed
@@ -78,6 +78,9 @@ def prepare(recipe: Recipe, found: Cleared | None = None) -> Setup:
             update(step, f"loss {loss:.3f}")
 
         policy = prepare_policy(recipe.policy, taught_task(recipe, task), show if is_main() else None)
+    mark = next(filter(None, (rendered_mark(policy.tokenizer, example["row"]["prompt"]) for example in examples)), None)
+    if mark and recipe.policy.prompt_style == "chat":
+        say(f"warning: a prompt begins with {mark}, as if it were rendered; prompt_style: plain takes it as it is")
     kwargs = template_kwargs(recipe)
     check_system_prompt(recipe.policy, lambda chat: render_text(policy.tokenizer, chat, kwargs))
     rule = PromptRule(

@@ -81,16 +81,17 @@ def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
     batch = number(recipe, "per_device_eval_batch_size", 8)
     most_tokens, kwargs = number(recipe, "max_completion_length", 512), template_kwargs(recipe)
 
+    write = partial(write_hf, model, tokenizer, stop_strings=recipe.policy.stop_strings)
+
     def converse(examples: Sequence[Example]) -> list[tuple[list[int], list[bool]]]:
         task: Any = setup.task
-        turn = partial(write_hf, model, tokenizer, max_new_tokens=task.turn_tokens)
+        turn = partial(write, max_new_tokens=task.turn_tokens)
         return plain_dialogues(turn, tokenizer, task, examples, most_tokens=most_tokens, template_kwargs=kwargs)
 
     if isinstance(setup.task, DialogueTask):
         generate = in_dialogue(converse, tokenizer)
     else:
-        write = partial(write_hf, model, tokenizer, max_new_tokens=most_tokens)
-        generate = in_one_turn(write, tokenizer, kwargs)
+        generate = in_one_turn(partial(write, max_new_tokens=most_tokens), tokenizer, kwargs)
     outcomes, _ = score_greedy(
         generate,
         tokenizer,

@@ -129,7 +129,7 @@ def _train(recipe: Recipe, found: Cleared | None, watchdog: Watchdog) -> int:
     evaluation.port = trainer.port
     checkpoint = same_on_all_ranks(recipe.run_dir / "checkpoints", checkpoint)
     if isinstance(shown, LiveTable):
-        shown.completion = lambda: decode(trainer.port.tokenizer, list(trainer.latest_completion))
+        shown.completion = lambda: decode(trainer.port.tokenizer, list(trainer.latest_completion), trainer.port.end_ids)
     if is_main() and "wandb" in tracking.report_to:
         trainer.add_callback(WandbRun(recipe))  # behind the token log
     if checkpoint:

@@ -6,6 +6,7 @@ from itertools import accumulate
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
+from rlattn.formats.thought import after_thought
 from rlattn.tasks.row_checks import check_row_counts
 
 if TYPE_CHECKING:
@@ -15,10 +16,11 @@ SMALLEST = 10  # every term has two digits
 
 
 def tagged_answer(completion: str) -> str | None:
-    """The text of the last `<answer> ... </answer>`, stripped; None where there is none."""
-    end = completion.rfind("</answer>")
-    start = completion.rfind("<answer>", 0, max(end, 0))
-    return None if start < 0 else completion[start + len("<answer>") : end].strip()
+    """The text of the last `<answer> ... </answer>` after the thought, stripped; None where there is none."""
+    said = after_thought(completion)
+    end = said.rfind("</answer>")
+    start = said.rfind("<answer>", 0, max(end, 0))
+    return None if start < 0 else said[start + len("<answer>") : end].strip()
 
 
 @dataclass(frozen=True, kw_only=True)

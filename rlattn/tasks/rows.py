@@ -1,5 +1,7 @@
 """A task's rows, looked at before anything is built on them: a task of a user's own may give anything."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -10,6 +12,8 @@ from rlattn.formats.effort import query_key
 from rlattn.types import DialogueTask, Row, Split, Task
 
 GOLD_CHECKED = 3
+ANSWERED = "ends in a message of the assistant's: it leaves nothing to answer, and continuing one is not supported."
+END_IN_QUESTION = "End it in the user's message, or write the beginning of the answer into that."
 LARGEST_COLUMN = 100_000  # characters of a row's column that a log keeps
 
 
@@ -60,6 +64,8 @@ def check_row(row: Row, where: str) -> None:
         raise UserError("task", f"{where} has no 'prompt', only {', '.join(map(str, row))}.", "See the README.")
     if not is_prompt(row["prompt"]):
         raise UserError("task", f"{where}: its prompt is neither text nor chat messages.", "Expected one of them.")
+    if is_answered(row["prompt"]):
+        raise UserError("task", f"{where}: its prompt {ANSWERED}", END_IN_QUESTION)
 
 
 def is_prompt(value: object) -> bool:
@@ -67,6 +73,13 @@ def is_prompt(value: object) -> bool:
     if isinstance(value, list):
         return bool(value) and all(_is_message(message) for message in value)
     return isinstance(value, str) and bool(value.strip())
+
+
+def is_answered(prompt: object) -> bool:
+    """Whether chat messages end in one of the assistant's. A chat template would end it and begin another one, which
+    is no continuation: such prompts are refused.
+    """
+    return isinstance(prompt, list) and prompt[-1]["role"] == "assistant"
 
 
 def _is_message(message: object) -> bool:

@@ -21,6 +21,7 @@ from rlattn.formats.effort import query_key
 from rlattn.formats.final_answer import final_answer, gold_answer, same_answer
 from rlattn.tasks.bad_rows import MOST_BAD, BadRows, stream_rows
 from rlattn.tasks.dataset.readers import SUPPORTED, columns_of, data_files, is_hub_id, read_rows
+from rlattn.tasks.rows import ANSWERED, END_IN_QUESTION, is_answered
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -292,6 +293,8 @@ def _prompt(value: Any, where: str, instruction: str) -> str | list[dict[str, An
         for part in ("role", "content"):
             if not isinstance(message.get(part), str):
                 raise UserError(where, f"message {i}: expected '{part}' to be text, found {_kind(message.get(part))}.")
+    if is_answered(value):
+        raise UserError(where, f"the prompt {ANSWERED}", END_IN_QUESTION)
     return value
 
 

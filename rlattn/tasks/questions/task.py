@@ -16,17 +16,12 @@ from typing import TYPE_CHECKING, Literal
 
 from rlattn.errors import UserError
 from rlattn.files import find_file
+from rlattn.formats.thought import after_thought
 from rlattn.formats.transcript import read_transcript, write_transcript
 from rlattn.tasks.questions.belief import Belief, greedy_gain, greedy_order, prior_belief, restrict, total_entropy
 from rlattn.tasks.questions.space import Specification, TaskSpace
 from rlattn.tasks.questions.space_file import load_space
-from rlattn.tasks.questions.wording import (
-    after_thinking,
-    answer_allows,
-    question_about,
-    read_specification,
-    write_specification,
-)
+from rlattn.tasks.questions.wording import answer_allows, question_about, read_specification, write_specification
 from rlattn.tasks.row_checks import check_row_counts
 
 if TYPE_CHECKING:
@@ -146,7 +141,7 @@ class Questions:
 
     def reply(self, turn: str, row: "Row") -> str | None:
         """What the customer says to a turn; None where the turn ends the dialogue."""
-        said = after_thinking(turn)
+        said = after_thought(turn)
         if read_specification(self.space, said) is not None:
             return None
         name = question_about(self.space, said)
@@ -218,7 +213,7 @@ class Questions:
         return write_transcript([*segments, (write_specification(specification), True)])
 
     def _turn(self, belief: Belief, text: str, reply: str | None) -> tuple[Turn, Belief]:
-        said = after_thinking(text)
+        said = after_thought(text)
         if read_specification(self.space, said) is not None:
             return Turn(kind="specification" if reply is None else "malformed"), belief
         name = question_about(self.space, said)
@@ -238,7 +233,7 @@ class Questions:
 
     def _written(self, completion: str) -> Mapping[str, str] | None:
         turns = read_transcript(completion)
-        said = after_thinking(turns[-1][0]) if turns else ""
+        said = after_thought(turns[-1][0]) if turns else ""
         return read_specification(self.space, said) if turns and turns[-1][1] is None else None
 
     def _prompt(self) -> str:

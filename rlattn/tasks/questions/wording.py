@@ -96,12 +96,6 @@ def _last_block(text: str) -> str | None:
     return None
 
 
-def after_thinking(turn: str) -> str:
-    """What is said aloud: what follows the last `</think>`; nothing where a thought is not closed."""
-    said = turn.rpartition("</think>")[2]
-    return "" if "<think>" in said else said
-
-
 def words(text: str) -> Words:
     return tuple(token for token in _tokens(text) if token[0].isalnum())
 
