@@ -1,7 +1,6 @@
 """What a reward's collective `prepare` may do with the rollouts of a generation batch: gather, and generate again."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from rlattn.grpo.lagged_policy import LaggedPolicy
@@ -48,7 +47,7 @@ def reward_batch(
         step=port.step,
         gather=lockstep.gather,
         generate=generate,
-        decode=partial(port.tokenizer.decode, skip_special_tokens=False),
+        decode=lambda ids: str(port.tokenizer.decode(ids, skip_special_tokens=False)),
         log=port.log,
     )
     return batch, lockstep

@@ -65,13 +65,13 @@ def preflight(recipe: Recipe, ranks: int, depth: Depth) -> Cleared:
             raise
         warnings.append(f"on this machine, {missing}")
     warnings += check_built(recipe, task, rewards, credit, ranks)
+    prompts, unread, about_rows = look_at_data(recipe, task, ranks)
     _check_lagged(recipe, rewards)
     config = check_policy(recipe, task)
     if depth == "run" and recipe.policy.path != TINY_POLICY:
         check_weight_files(recipe.policy.path, "policy.path")
     if depth == "run" and is_main() and "wandb" in recipe.tracking.report_to:
         check_wandb(os.environ, Path.home())
-    prompts, unread, about_rows = look_at_data(recipe, task, ranks)
     return Cleared(
         task=task,
         rewards=rewards,

@@ -66,8 +66,8 @@ def _told(recipe: Recipe, found: Cleared | None, watchdog: Watchdog) -> int:
         problem = f"code of a task, a reward or a rule ended the process: {describe(error)}."
         raise UserError("python", problem, "Raise an error there instead.") from None
     except Exception as error:
-        if found := of_the_disk(error, recipe.run_dir):
-            raise found from error
+        if fault := of_the_disk(error, recipe.run_dir):
+            raise fault from error
         raise
 
 
