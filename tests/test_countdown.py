@@ -45,7 +45,9 @@ def test_noise_makes_traces_wrong():
         ("8 + 3 × 3 = 17", ROW),
         ("\n8 +\n(3 * 3)=17 ", ROW),
         ("8 / (3 - 8 / 3)", THIRDS),  # needs exact fractions
-        ("8 ÷ (3 - 8 ÷ 3)", THIRDS),
+        ("8 ÷ (3 − 8 ÷ 3)", THIRDS),
+        (r"3 \times 3 + 8", ROW),
+        (r"8 \div (3 - 8 \div 3)", THIRDS),
     ],
 )
 def test_right_answers(answer, row):

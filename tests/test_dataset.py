@@ -1,5 +1,6 @@
 import gzip
 import json
+import math
 import runpy
 import subprocess
 import sys
@@ -237,6 +238,14 @@ def test_a_folder_may_hold_what_tools_leave_there(tmp_path):
         ({"question": [{"role": "user"}], "answer": "1"}, "message 1: expected 'content' to be text, found null."),
         ({"question": [{"role": 1, "content": "x"}], "answer": "1"}, "expected 'role' to be text, found int (1)."),
         ({"question": "q", "answer": None}, "row 3, column 'answer': expected text or a number, found null."),
+        ({"question": "q", "answer": float("nan")}, "column 'answer': expected text or a number, found null (nan)."),
+        ({"question": "q", "answer": float("-inf")}, "column 'answer': expected text or a number, found null (-inf)."),
+        ({"question": "q", "answer": " NaN"}, "column 'answer': expected text or a number, found null (NaN)."),
+        (
+            {"question": "q", "answer": "so it is\n#### nan"},
+            "column 'answer': expected text or a number, found null (nan).",
+        ),
+        ({"question": "nan", "answer": "1"}, "column 'question': expected text or chat messages, found null (nan)."),
         ({"question": "q", "answer": True}, "row 3, column 'answer': expected text or a number, found bool (True)."),
         ({"question": "q", "answer": " "}, "row 3, column 'answer': the gold answer is empty."),
         ({"question": "q", "answer": []}, "row 3, column 'answer': expected text or a number, found list ([])."),
@@ -267,6 +276,11 @@ def test_a_bad_row_is_named(tmp_path, row, problem):
         ("a.csv", "question,answer\n", "the data set is empty"),
         ("a.csv", "question,answer\nq,1,000\n", "a.csv, row 1: has more cells than the header."),
         ("a.csv", "question,answer\nq\n", "a.csv, row 1, column 'answer': expected text or a number, found null."),
+        (
+            "a.csv",
+            "question,answer\nq,nan\n",
+            "a.csv, row 1, column 'answer': expected text or a number, found null (nan).",
+        ),
         ("a.csv", "qestion,answer\nq,1\n", "has no column 'question' (task.columns.prompt). Did you mean 'qestion'?"),
         ("a.parquet", "no", "a.parquet: is no readable Parquet file: ArrowInvalid"),
         ("a.arrow", "no", "a.arrow: is no readable Arrow file: ArrowInvalid"),
@@ -370,6 +384,22 @@ def test_the_hub_loads_and_its_faults_are_one_message(monkeypatch):
 def test_hub_faults_as_datasets_raises_them(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     assert "the hub cannot be reached" in message(task("rlattn-test/not-cached"))
+
+
+@pytest.mark.parametrize("hole", [None, math.nan, math.inf])
+def test_a_hole_in_a_column_of_numbers_is_null(tmp_path, hole):
+    from pyarrow import parquet, table
+
+    parquet.write_table(table({"question": ["1 + 1?"] * 3, "answer": [2.0, hole, 2.0]}), tmp_path / "a.parquet")
+    assert "a.parquet, row 2, column 'answer': expected text or a number, found null" in message(
+        task(tmp_path / "a.parquet")
+    )
+
+
+@pytest.mark.parametrize("answer", ["None", "Infinity", r"\infty", "0", "nano"])
+def test_words_that_look_like_null_are_answers(tmp_path, answer):
+    path = write(tmp_path / "a.jsonl", [{"question": "q", "answer": answer}] * 3)
+    assert task(path, eval_rows=1).rows("train")[0]["answer"] == answer
 
 
 @given(answer=st.text(min_size=1).filter(str.strip))

@@ -25,6 +25,7 @@ OPERATIONS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "*": operator.mul,
     "/": operator.truediv,
 }
+WRITTEN_SIGNS = {"×": "*", "·": "*", r"\times": "*", r"\cdot": "*", "÷": "/", r"\div": "/", "−": "-"}
 LARGEST_RESULT = 999  # of a worked step, so that every number is one token of the tiny policy
 PATIENCE = 20_000  # draws without a new problem, after which there are none
 LONGEST_ANSWER = 200  # characters; far above any honest answer, far below what could exhaust the parser
@@ -104,12 +105,15 @@ class Countdown:
     def verify(self, completion: str, row: "Row") -> float:
         """1.0 where the last `<answer>` holds an expression with every number once that equals the target, else 0.0.
 
-        `= target` after the expression, `×` and `÷` are accepted; all but integers, + - * / and parentheses is not.
+        `= target` after the expression is accepted, and `×`, `÷`, `−`, `\\times` and the like for the four signs; all
+        but integers, + - * / and parentheses is not.
         """
         answer = tagged_answer(completion)
         if answer is None or len(answer) > LONGEST_ANSWER:
             return 0.0
-        answer = " ".join(answer.split()).replace("×", "*").replace("÷", "/")
+        for written, sign in WRITTEN_SIGNS.items():
+            answer = answer.replace(written, sign)
+        answer = " ".join(answer.split())
         answer = re.sub(rf" ?= ?{row['target']}$", "", answer)
         # two operators in a row would be a sign, a power or a floor division
         if not re.fullmatch(r"[0-9+\-*/() ]+", answer) or re.search(r"[+\-*/] *[+\-*/]", answer):

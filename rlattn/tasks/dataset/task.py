@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 COLUMNS = {"prompt": "prompt", "answer": "answer"}
 CHAT_AS_TEXT = re.compile(r"""\s*(?:array\(\s*)?\[\s*\{\s*["'](?:role|content)["']\s*:""")  # a list in a cell of CSV
 
+NULLS = {"nan", "+nan", "-nan", "inf", "+inf", "-inf", "<na>", "nat", "#n/a"}
+"""What pandas and spreadsheets write into the text of a cell that has no value; infinity is written `\\infty`."""
+
 
 class Look(NamedTuple):
     """What was seen of a data set."""
@@ -277,7 +280,7 @@ def _prompt(value: Any, where: str, instruction: str) -> str | list[dict[str, An
         except ValueError as error:
             problem = "holds chat messages as text that is no JSON."
             raise UserError(where, problem, "Write them as JSON, or store lists (.jsonl, .parquet).") from error
-    if isinstance(value, str):
+    if isinstance(value, str) and not _is_null(value):
         if not value.strip():
             raise UserError(where, "the prompt is empty.", "Fill or remove the row.")
         return f"{value}\n{instruction}" if instruction else value
@@ -306,16 +309,25 @@ def _answer(value: object, where: str) -> str:
     # A bare number is an answer too: many data sets keep their gold answers in a column of integers.
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and isfinite(value):
         value = str(value)
-    if not isinstance(value, str):  # null, NaN and an empty list among them: data stores write no answer so
-        raise UserError(where, f"expected text or a number, found {_kind(value)}.", "Fill or remove the row.")
-    answer = gold_answer(value)
+    answer = gold_answer(value) if isinstance(value, str) else ""
+    if not isinstance(value, str) or _is_null(answer):  # data stores write no answer as null, NaN or an empty list
+        found = _kind(answer or value)
+        raise UserError(where, f"expected text or a number, found {found}.", "Fill or remove the row.")
     if not answer:
         raise UserError(where, "the gold answer is empty.", "Fill or remove the row.")
     return answer
 
 
+def _is_null(value: object) -> bool:
+    if isinstance(value, float):
+        return not isfinite(value)
+    return value is None or (isinstance(value, str) and value.strip().casefold() in NULLS)
+
+
 def _kind(value: object) -> str:
-    return "null" if value is None else f"{type(value).__name__} ({str(value)[:40]})"
+    if value is None:
+        return "null"
+    return f"{'null' if _is_null(value) else type(value).__name__} ({str(value)[:40]})"
 
 
 def _load_hub(path: str, config: str | None, split: str, revision: str | None, *, streaming: bool) -> Any:
