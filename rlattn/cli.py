@@ -113,9 +113,8 @@ def score(
     out: Annotated[Path | None, typer.Option(help="Write every line's scores here, as jsonl.")] = None,
 ) -> None:
     """Score stored completions with a recipe's rewards; no policy needed."""
-    import json
-
     from rlattn.evaluation.score_file import score_file, summary_lines
+    from rlattn.formats.strict_json import to_json
     from rlattn.recipe.load import load_recipe
 
     if completions == Path():
@@ -127,7 +126,7 @@ def score(
     print("\n".join(summary_lines(scored)))
     if out:
         with file_faults(out):
-            out.write_text("".join(json.dumps(row) + "\n" for row in scored), encoding="utf-8")
+            out.write_text("".join(to_json(row) + "\n" for row in scored), encoding="utf-8")
         print(f"\nEvery line's scores: {out}")
 
 
@@ -230,8 +229,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
 ) -> None:
     """Overlay runs: curves, a final table with intervals over seeds, and what their recipes differ in."""
-    import json
-
+    from rlattn.formats.strict_json import to_json
     from rlattn.report import page
     from rlattn.report.compare import compare as compare_runs
     from rlattn.report.compare import is_comparison
@@ -248,7 +246,7 @@ def compare(
         found = compare_runs(runs)
         write_text(out, page(found))
         kept = {name: found[name] for name in ("kind", "name", "missing", "tables")}
-        write_text(tables, json.dumps(kept, separators=(",", ":"), ensure_ascii=False) + "\n")
+        write_text(tables, to_json(kept, separators=(",", ":"), ensure_ascii=False) + "\n")
     show_tables(found["tables"])
     for line in found["missing"]:
         print(f"\n{printable(line)}")
@@ -299,9 +297,9 @@ def bench_attention(
     """WAAD and FAI against a plain forward and against eager attention maps, on CUDA where there is a GPU."""
     if json_file and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
         raise UserError("--json", f"{json_file} cannot be written.", "Name a file in a folder that exists.")
-    import json
-
     import torch
+
+    from rlattn.formats.strict_json import to_json
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if backend == "triton" and device == "cpu":
@@ -311,7 +309,7 @@ def bench_attention(
 
     found = measure(Sizes(tokens=tokens, device=device, backend=backend), rounds=rounds, curve=CURVE if curve else ())
     if json_file:
-        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        json_file.write_text(to_json(found, indent=1) + "\n", encoding="utf-8")
 
 
 @bench.command("resume")

@@ -215,7 +215,8 @@ class Task(Protocol):
 
     It may also have `metrics(completion, row) -> dict[str, float]`: numbers about a completion besides its being right.
     Their means are logged as `task/<name>` in training and `eval/<name>` on held-out rows. A completion on which
-    `metrics` or `verify` fails is left out and counted, and the first cause told.
+    `metrics` or `verify` fails is left out and counted, and the first cause told. `shares` names the metrics that are
+    shares in [0, 1], such as a yes or no: `rlattn eval` gives them the interval of a share, all others that of a mean.
     """
 
     def rows(self, split: Split) -> Iterable[Row]:

@@ -100,6 +100,10 @@ BROKEN: list[tuple[list[str] | str, list[str]]] = [
         ["policy.stop_strings=[x]", "trainer.use_transformers_continuous_batching=true"],
         ["policy.stop_strings", "trainer.use_transformers_continuous_batching", "Drop"],
     ),
+    (
+        ["policy.lora.r=8", "trainer.use_vllm=true", "trainer.fsdp=full_shard", "trainer.fsdp_config={version: 1}"],
+        ["trainer.fsdp_config", "FSDP 1", "version: 2"],
+    ),
     (["policy.dtype=float64"], ["policy.dtype", "float32, bfloat16, float16", "'float64'"]),
     (["policy.lora.rank=8"], ["policy.lora.rank", "unknown key", "r,"]),
     (["policy.lora={target_modules: [q_proj, model.lm_head]}"], ["policy.lora.target_modules", "'lm_head'", "Leave"]),

@@ -53,7 +53,7 @@ def test_a_run_is_asked_its_own_held_out_rows_greedily(runs, tmp_path, capsys):
     ]
     right = sum(answer["right"] for answer in answers)
     low, high = wilson_interval(right, 12)
-    assert figures["pass@1"] == {"value": right / 12, "low": low, "high": high}
+    assert figures["pass@1"] == {"kind": "share", "value": right / 12, "low": low, "high": high, "count": 12}
     assert figures["mean_length"]["value"] == pytest.approx(sum(answer["tokens"] for answer in answers) / 12)
     assert figures["metrics"]["words"]["value"] == pytest.approx(
         sum(len(answer["completion"].split()) for answer in answers) / 12

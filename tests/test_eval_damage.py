@@ -2,7 +2,7 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +13,7 @@ from rlattn.evaluation import answers, figures, run, show
 from rlattn.evaluation.plan import check_same_task, make_plan
 from rlattn.evaluation.subjects import REFUSED, Subject, out_folder
 from rlattn.inspection.inputs import check_model_path
+from rlattn.statistics import wilson_interval
 
 MODEL = Subject(name="m", path="m")
 
@@ -73,12 +74,13 @@ def evaluated(plan, folder):
         (lambda completion, row: None, {}),
         (lambda completion, row: {"words": "many"}, {}),
         (lambda completion, row: {"words": float("nan")}, {"words": None}),
+        (lambda completion, row: {"right_words": 1.5}, {}),
     ],
 )
 def test_metrics_that_fail_end_no_evaluation(stand_in, tmp_path, metrics, kept):
-    report, rows = evaluated(plan_of(metrics=metrics), tmp_path / "out")
+    report, rows = evaluated(plan_of(metrics=metrics, shares=["right_words"]), tmp_path / "out")
     assert [row["metrics"] for row in rows] == [kept] * 3
-    nothing = {"value": None, "low": None, "high": None, "count": 0}
+    nothing = {"kind": "mean", "value": None, "low": None, "high": None, "count": 0}
     assert report["models"][0]["figures"]["metrics"] == dict.fromkeys(kept, nothing)
 
 
@@ -169,11 +171,30 @@ def test_a_bare_name_is_a_typo_only_of_what_could_be_named(tmp_path, monkeypatch
     check_model_path("opt")
 
 
+def test_the_task_says_what_is_a_share_and_not_the_values():
+    item = plan_of().items[0]
+    answered = [
+        answers.Answer(
+            item=replace(item, index=index), sample=0, text="cold", tokens=1, thought=0, cut=False, right=1.0,
+            measured={"turns": 1.0, "honest": 1.0},
+        )
+        for index in range(20)
+    ]  # fmt: skip
+    found = figures.figures(answered, (1,), shares=["honest"])
+    low, high = wilson_interval(20, 20)
+    assert found["metrics"]["honest"] == {"kind": "share", "value": 1, "low": low, "high": high, "count": 20}
+    for count in (found["metrics"]["turns"], found["mean_length"]):
+        assert count == {"kind": "mean", "value": 1, "low": None, "high": None, "count": 20}
+    shown = show.rows_of_table(found)
+    assert (shown["turns"], shown["honest"]) == ("1", f"100.0 % ({100 * low:.1f} to 100.0)")
+    assert figures.figures(answered[:1], (1,), shares=["nothing"])["metrics"]["honest"]["kind"] == "mean"
+
+
 def test_a_mean_over_one_problem_has_no_interval():
     plan = plan_of()
     one = answers.Answer(item=plan.items[0], sample=0, text="cold", tokens=81, thought=0, cut=False, right=0.0)
     found = figures.figures([one], (1,))
-    assert found["mean_length"] == {"value": 81, "low": None, "high": None, "count": 1}
+    assert found["mean_length"] == {"kind": "mean", "value": 81, "low": None, "high": None, "count": 1}
     assert show.rows_of_table(found)["mean length"] == "81"
     gap = figures.comparison([one, one], [one, one])["difference"]
     assert gap["low"] < 0 < gap["high"]

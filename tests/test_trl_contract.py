@@ -1,14 +1,17 @@
 """What rlattn leans on in TRL, pinned: a new TRL that changes any of it fails here, by name."""
 
 import asyncio
+import copy
 import inspect
 import math
 from functools import partial
 
 import pytest
+import test_weight_sync as weight_sync
 import torch
 import trl
 from datasets import Dataset
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
@@ -206,6 +209,35 @@ def test_a_trainer_that_skips_our_init_is_plain_trl(policy, tmp_path):
     bare = trained(Bare, policy, tmp_path / "bare", **saving)
     weights = bare.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in plain.model.state_dict().items())
+
+
+def test_trl_itself_leaves_other_weights_in_a_bfloat16_base():
+    """What rlattn/grpo/weight_sync.py is for."""
+    policy = weight_sync.policy_of()
+    trainer, before = weight_sync.trainer_of(policy, keep=lambda _: None), copy.deepcopy(weight_sync.base_of(policy))
+    for _ in range(3):
+        weight_sync.sync(trainer)
+    assert [name for name, weight in weight_sync.base_of(policy).items() if not torch.equal(weight, before[name])]
+
+
+def test_trl_reads_an_adapters_weights_by_name_between_merging_and_unmerging():
+    engine = trl.generation.vllm_generation.VLLMGeneration
+    assert inspect.getsource(engine.sync_weights).count("self._iter_named_params()") == 4
+    source = inspect.getsource(engine._iter_named_params)
+    merge, read, unmerge = (
+        source.index(call)
+        for call in ("model.merge_adapter()", "in model.named_parameters():", "model.unmerge_adapter()")
+    )
+    assert source.index("gather_params(list(model.parameters()))") < merge < read < unmerge
+    assert "in module.named_parameters():" in inspect.getsource(engine._iter_fsdp2_params)
+
+
+def test_peft_merges_no_adapter_where_none_is_named():
+    policy = weight_sync.policy_of()
+    before = copy.deepcopy(weight_sync.base_of(policy))
+    policy.merge_adapter(adapter_names=[])
+    weight_sync.assert_same(weight_sync.base_of(policy), before)
+    assert not any(layer.merged for layer in policy.modules() if isinstance(layer, BaseTunerLayer))
 
 
 def test_none_is_neutral(policy, tmp_path):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rlattn.files import shipped_dir
+from rlattn.formats.strict_json import to_json
 from rlattn.grpo.port import Port
 from rlattn.recipe.schema import TINY_POLICY
 from rlattn.run_folder.jsonl import read_rows
@@ -155,7 +156,7 @@ def _recipe(setting: Setting, folder: Path) -> list[str]:
     if setting.zero:
         config = json.loads((shipped_dir("launch") / "deepspeed" / "zero3.json").read_text())
         config["zero_optimization"] |= {"stage": setting.zero}
-        (folder / "deepspeed.json").write_text(json.dumps(config))
+        (folder / "deepspeed.json").write_text(to_json(config))
         trainer["deepspeed"] = str(folder / "deepspeed.json")
     policy = {"path": TINY_POLICY, "warm_start": {"steps": 30, "batch_size": 8}}
     return [

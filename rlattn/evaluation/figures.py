@@ -1,7 +1,7 @@
 """From answers to figures: shares with intervals, the effort curve, the paired comparison. No model, no files."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from rlattn.evaluation.answers import Answer
 
 
-def figures(answers: "Sequence[Answer]", ks: Sequence[int]) -> dict[str, Any]:
+def figures(answers: "Sequence[Answer]", ks: Sequence[int], shares: Collection[str] = ()) -> dict[str, Any]:
     """Everything that is told about one model.
 
-    Every figure is a mean over problems, of `value`, `low` and `high` (95 %, None where unknown). A row asked at
-    several efforts counts as one problem. `pass@k` is unbiased; `metrics` are the task's own, over the answers where
-    they are finite numbers; `efforts` is empty where there are none. Answers that the task's verifier failed on are
-    left out of pass@k, problems with fewer than k others too; `verify_failed` and `metrics_failed` count, if any.
+    Every figure is a mean over problems, of `value`, `low` and `high` (95 %, None where unknown), and of its `kind`:
+    `share` or `mean`. A row asked at several efforts counts as one problem. `pass@k` is unbiased; `metrics` are the
+    task's own, over the answers where they are finite numbers; `efforts` is empty where there are none. Answers that
+    the task's verifier failed on are left out of pass@k, problems with fewer than k others too; `verify_failed` and
+    `metrics_failed` count, if any.
+
+    Args:
+        shares: the metrics that are shares, as the task says.
     """
     problems = _by_row(answers)
     efforts = sorted({answer.item.effort for answer in answers if answer.item.effort is not None})
@@ -39,9 +43,11 @@ def figures(answers: "Sequence[Answer]", ks: Sequence[int]) -> dict[str, Any]:
         "answers": len(answers),
         **{name: count for name, count in failed.items() if count},
         **{f"pass@{k}": _pass_at(problems, k) for k in ks},
-        "mean_length": _mean([fmean(answer.tokens for answer in problem) for problem in problems]),
+        "mean_length": mean_figure([fmean(answer.tokens for answer in problem) for problem in problems]),
         "cut_share": fmean(answer.cut for answer in answers),
-        "metrics": {name: _mean(_measured(problems, name)) for name in names},
+        "metrics": {
+            name: (share_figure if name in shares else mean_figure)(_measured(problems, name)) for name in names
+        },
         "efforts": [_at_effort([a for a in answers if a.item.effort == effort], effort, ks) for effort in efforts],
     }
 
@@ -91,9 +97,8 @@ def _solved(problem: "Sequence[Answer]", k: int) -> float | None:
     return fmean(pass_at_k(len(flags), sum(flags), k) for flags in right.values())
 
 
-def _pass_at(problems: "Sequence[Sequence[Answer]]", k: int) -> dict[str, float | None]:
-    solved = [share for problem in problems if (share := _solved(problem, k)) is not None]
-    return _share(solved) if solved else {"value": None, "low": None, "high": None}
+def _pass_at(problems: "Sequence[Sequence[Answer]]", k: int) -> dict[str, Any]:
+    return share_figure([share for problem in problems if (share := _solved(problem, k)) is not None])
 
 
 def _measured(problems: "Sequence[Sequence[Answer]]", name: str) -> list[float]:
@@ -108,12 +113,12 @@ def _at_effort(answers: "Sequence[Answer]", effort: float, ks: Sequence[int]) ->
     return {
         "effort": effort,
         **{f"pass@{k}": _pass_at(problems, k) for k in ks},
-        "thought_tokens": _mean([fmean(answer.thought for answer in problem) for problem in problems]),
-        "mean_length": _mean([fmean(answer.tokens for answer in problem) for problem in problems]),
+        "thought_tokens": mean_figure([fmean(answer.thought for answer in problem) for problem in problems]),
+        "mean_length": mean_figure([fmean(answer.tokens for answer in problem) for problem in problems]),
     }
 
 
-def _paired(first: "Sequence[Answer]", second: "Sequence[Answer]", name: str) -> Mapping[str, float | None] | None:
+def _paired(first: "Sequence[Answer]", second: "Sequence[Answer]", name: str) -> Mapping[str, Any] | None:
     """The metric's mean difference over the problems where both have it."""
     gains = []
     for one, other in zip(_by_row(first), _by_row(second), strict=True):
@@ -123,17 +128,18 @@ def _paired(first: "Sequence[Answer]", second: "Sequence[Answer]", name: str) ->
     return mean_figure(gains) if gains else None
 
 
-def _share(values: Sequence[float]) -> dict[str, float | None]:
-    low, high = share_interval(values)
-    return {"value": fmean(values), "low": low, "high": high}
+def share_figure(values: Sequence[float]) -> dict[str, Any]:
+    """The mean of shares in [0, 1], one a problem, its interval, and of how many; of nothing, None."""
+    low, high = share_interval(values) if values else (None, None)
+    return _figure("share", values, low, high)
 
 
-def mean_figure(values: Sequence[float]) -> dict[str, float | None]:
-    """A mean, its interval (None where unknown) and of how many; of nothing, None too."""
-    low, high = mean_interval(values)
-    return {"value": fmean(values) if values else None, "low": low, "high": high, "count": len(values)}
+def mean_figure(values: Sequence[float]) -> dict[str, Any]:
+    """The mean of numbers without bounds, its interval (None where unknown) and of how many; of nothing, None too."""
+    return _figure("mean", values, *mean_interval(values))
 
 
-def _mean(values: Sequence[float]) -> dict[str, float | None]:
-    is_share = bool(values) and set(values) <= {0.0, 1.0}
-    return {**_share(values), "count": len(values)} if is_share else mean_figure(values)
+def _figure(kind: str, values: Sequence[float], low: float | None, high: float | None) -> dict[str, Any]:
+    return {
+        "kind": kind, "value": fmean(values) if values else None, "low": low, "high": high, "count": len(values),
+    }  # fmt: skip

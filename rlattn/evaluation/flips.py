@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
-from statistics import fmean
 from typing import Any
 
 from rlattn.errors import UserError, did_you_mean
+from rlattn.evaluation.figures import share_figure
 from rlattn.formats.final_answer import final_answer
 from rlattn.formats.thought import after_thought
-from rlattn.statistics import mcnemar_exact, wilson_interval
+from rlattn.statistics import mcnemar_exact
 
 LETTERS = "ABCDEFGHIJ"
 QUESTION, OPTIONS, ANSWER = ("question", "prompt"), ("choices", "options"), ("answer", "answerKey", "answer_key")
@@ -128,13 +128,10 @@ def corrections(rounds: Sequence[Sequence[bool]]) -> dict[str, Any]:
     return found
 
 
-def share(flags: Any) -> dict[str, float] | None:
+def share(flags: Any) -> dict[str, Any] | None:
     """A share with its Wilson interval; None of nothing."""
     values = [float(flag) for flag in flags]
-    if not values:
-        return None
-    low, high = wilson_interval(sum(values), len(values))
-    return {"value": fmean(values), "low": low, "high": high, "count": len(values)}
+    return share_figure(values) if values else None
 
 
 def _column(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:

@@ -1,6 +1,5 @@
 """Runs an evaluation: the models answer one after the other; the results are written and shown."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,8 +11,10 @@ from rlattn.evaluation.answers import Answer, answer_items, check, load
 from rlattn.evaluation.figures import comparison, figures
 from rlattn.evaluation.plan import Plan
 from rlattn.evaluation.probes import Prepared
-from rlattn.evaluation.show import show, storable, write_report
+from rlattn.evaluation.show import show, write_report
 from rlattn.evaluation.subjects import REFUSED, SAMPLES, Subject
+from rlattn.formats.strict_json import to_json
+from rlattn.tasks.guarded_metrics import shares_of
 
 
 def run(
@@ -60,7 +61,7 @@ def _evaluate(
             told = probe.run(loaded, keep)
         else:
             answers.append(answer_items(loaded, keep))
-            told = figures(answers[-1], plan.ks)
+            told = figures(answers[-1], plan.ks, shares_of(plan.task))
         found.append({"name": subject.name, "path": subject.path, "figures": told})
         del loaded  # the next one needs its room
     report: dict[str, Any] = {
@@ -90,6 +91,6 @@ def _keeper(file: Path, name: str) -> Callable[[dict[str, Any]], None]:
     # line by line: an evaluation that is interrupted has not written for nothing, and a refused one leaves no file
     def keep(row: dict[str, Any]) -> None:
         with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(storable({"model": name, **row}), allow_nan=False) + "\n")
+            lines.write(to_json({"model": name, **row}, default=str) + "\n")
 
     return keep

@@ -1,9 +1,5 @@
 """What an evaluation says: a table on the terminal, what to do next, eval.json. Names and texts are never markup."""
 
-import json
-import math
-from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rlattn.evaluation.subjects import EVALUATION, SAMPLES
+from rlattn.formats.strict_json import to_json
 from rlattn.report.tables import printable
-from rlattn.run_folder.folder import write_text
+from rlattn.run_folder.folder import installed_version, write_text
 
 MUCH_CUT = 0.05
 CLEAR = 0.05  # p below which a difference is called one
@@ -25,20 +22,9 @@ PACKAGES = ("rlattn", "torch", "transformers")
 def write_report(folder: Path, report: dict[str, Any]) -> Path:
     """Writes eval.json, whole or not at all."""
     file = folder / EVALUATION
-    versions = {package: version(package) for package in PACKAGES}
-    write_text(file, json.dumps(storable({**report, "versions": versions}), indent=1, allow_nan=False) + "\n")
+    versions = {package: installed_version(package) for package in PACKAGES}
+    write_text(file, to_json({**report, "versions": versions}, indent=1, default=str) + "\n")
     return file
-
-
-def storable(value: Any) -> Any:
-    """What JSON can hold of a value: null for a number that is not finite, text for what JSON does not know."""
-    if isinstance(value, Mapping):
-        return {str(name): storable(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [storable(one) for one in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | None) else str(value)
 
 
 def show(report: dict[str, Any], folder: Path) -> None:
@@ -72,17 +58,17 @@ def rows_of_table(figures: dict[str, Any]) -> dict[str, str]:
     rows: dict[str, str] = {}
     for name, value in figures.items():
         if name == "metrics":
-            rows |= {metric: _text(found, share=False) for metric, found in value.items()}
+            rows |= {metric: _text(found) for metric, found in value.items()}
         elif name == "efforts":
             for at in value:
-                words = f"{_text(at['pass@1'], share=True)}, {at['thought_tokens']['value']:.0f} tokens of thought"
+                words = f"{_text(at['pass@1'])}, {at['thought_tokens']['value']:.0f} tokens of thought"
                 rows[f"effort {at['effort']:.2f}"] = words
         elif name == "cut_share":
             rows["cut at the limit"] = f"{100 * value:.1f} %"
         elif isinstance(value, list):
             continue  # rows by name, in eval.json
         elif isinstance(value, dict):
-            rows[name.replace("_", " ")] = _text(value, share=name != "mean_length")
+            rows[name.replace("_", " ")] = _text(value)
         elif name in FAILED:
             rows[FAILED[name]] = str(value)
         else:
@@ -117,8 +103,9 @@ def _comparison_lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _text(found: dict[str, Any], *, share: bool) -> str:
+def _text(found: dict[str, Any]) -> str:
     value, low, high = (found[name] for name in ("value", "low", "high"))
+    share = found["kind"] == "share"
     if value is None:
         return "–"
     if low is None:

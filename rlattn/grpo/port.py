@@ -73,6 +73,11 @@ class Port:
         return bool(self._trainer.is_fsdp_enabled)
 
     @property
+    def is_fsdp1(self) -> bool:
+        plugin = getattr(self._trainer.accelerator.state, "fsdp_plugin", None)
+        return plugin is not None and plugin.fsdp_version == 1
+
+    @property
     def is_deepspeed(self) -> bool:
         return bool(self._trainer.is_deepspeed_enabled)
 
@@ -241,6 +246,14 @@ class Port:
     def vllm(self) -> Any:
         """TRL's VLLMGeneration; None where transformers generates."""
         return self._trainer.vllm_generation if self._trainer.use_vllm else None
+
+    @property
+    def vllm_weights(self) -> Callable[[], Iterator[tuple[str, Any]]]:
+        """The method by which TRL names and reads the weights that it sends to vLLM."""
+        return self.vllm._iter_named_params
+
+    def read_vllm_weights_by(self, read: Callable[[], Iterator[tuple[str, Any]]]) -> None:
+        self.vllm._iter_named_params = read
 
     def generate_turn(
         self, prompt_ids: list[list[int]], images: Any = None, fields: dict[str, Any] | None = None

@@ -22,6 +22,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlattn.errors import UserError, describe
+from rlattn.formats.strict_json import to_json
 from rlattn.grpo.credit_reader import CreditReader
 from rlattn.grpo.port import Port
 from rlattn.grpo.reward_hooks import RewardHooks
@@ -167,7 +168,7 @@ class ExactResume(TrainerCallback):
         reader = self._reader
         if reader and reader.attention.scope == "calibrated" and reader.heads is not None:
             local_LH, global_LH = (heads_LH.tolist() for heads_LH in reader.heads)
-            (folder / HEADS_FILE).write_text(json.dumps({"local": local_LH, "global": global_LH}), encoding="utf-8")
+            (folder / HEADS_FILE).write_text(to_json({"local": local_LH, "global": global_LH}), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """Reads it back. Written by another number of ranks, an unfinished window's rollouts are generated anew."""

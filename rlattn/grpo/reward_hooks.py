@@ -34,6 +34,7 @@ from rlattn.credit.advantages import (
     table_metrics,
 )
 from rlattn.errors import UserError, describe
+from rlattn.formats.strict_json import finite, to_json
 from rlattn.grpo.lagged_policy import LaggedPolicy
 from rlattn.grpo.masks import mask_tensor
 from rlattn.grpo.port import Port
@@ -305,11 +306,16 @@ class RewardHooks:
         states = {}
         for name, function in self._with_state("state_dict"):
             try:
-                states[name] = json.loads(json.dumps(function.reward.state_dict()))
+                state = json.loads(json.dumps(function.reward.state_dict()))
             except Exception as error:
                 logger.warning("reward '%s': its state is not in the checkpoint: %s", name, describe(error))
+                continue
+            states[name] = finite(state)
+            if states[name] != state:
+                problem = "its state holds a number that is not finite; a run that goes on gets None for it"
+                logger.warning("reward '%s': %s", name, problem)
         if states:
-            (folder / STATE_FILE).write_text(json.dumps(states), encoding="utf-8")
+            (folder / STATE_FILE).write_text(to_json(states), encoding="utf-8")
         for every, policy in self.lagged.items():
             if every:
                 policy.save(folder / f"lagged-{every}.safetensors")

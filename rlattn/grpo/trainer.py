@@ -21,6 +21,7 @@ from rlattn.grpo.reward_hooks import NO_OPTIONS, RewardHooks, RewardOptions, gua
 from rlattn.grpo.second_rollouts import seed_requests
 from rlattn.grpo.stop_strings import stopping_at
 from rlattn.grpo.token_log import TokenLog
+from rlattn.grpo.weight_sync import keep_base
 from rlattn.policy.prompts import render_ids
 from rlattn.processes.phases import Phases, PhaseTimes
 from rlattn.tasks.guarded_metrics import safe_metrics
@@ -85,6 +86,7 @@ class AttentionGRPOTrainer(GRPOTrainer):
         self.port = Port(self, phases or Phases())
         if self.use_vllm:
             seed_requests(self.port)
+            keep_base(self.port)
         self.reward_funcs = [guard(*named) for named in zip(self.reward_funcs, self.reward_func_names, strict=True)]
         check_credit(credit, attention, credit_options, self.importance_sampling_level)
         self.token_log, self.at_epoch, self.stop_strings = token_log, at_epoch, tuple(stop_strings)

@@ -3,7 +3,6 @@
 Legend: B texts, T response tokens, L chosen layers, H heads.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlattn.credit import CREDIT_RULES
+from rlattn.formats.strict_json import to_json
 from rlattn.inspection.maps import average_maps
 from rlattn.inspection.rhythm import Reading, Rhythm
 from rlattn.inspection.rhythm_stats import rhythm_statistics
@@ -67,7 +67,7 @@ def write_outputs(report: dict[str, Any], folder: Path) -> list[Path]:
     from rlattn.inspection.figures import draw_heads, draw_rhythm
 
     files = [folder / name for name in ("inspect.json", "rhythm.png", "heads.png")]
-    write_text(files[0], json.dumps(report, ensure_ascii=False, allow_nan=False))
+    write_text(files[0], to_json(report, ensure_ascii=False))
     draw_rhythm(report, files[1])
     draw_heads(report, files[2])
     return files

@@ -74,6 +74,7 @@ def check_recipe(recipe: Recipe, ranks: int) -> list[str]:
     _check_batch(recipe, ranks)
     _check_steps(recipe)
     _check_combinations(recipe)
+    _check_adapter_under_vllm(recipe)
     warnings = []
     loss = setting(recipe, "loss_type")
     if setting(recipe, "importance_sampling_level") == "sequence" and loss in ("bnpo", "dr_grpo", "dapo", "cispo"):
@@ -205,6 +206,14 @@ def check_train_rows(recipe: Recipe, rows: int, ranks: int) -> None:
         problem = f"its training rows are {rows}, and one generation batch{on} takes {needed}: no step could be made."
         fix = "Give more rows, or lower trainer.per_device_train_batch_size x steps_per_generation x ranks."
         raise UserError("task", problem, fix)
+
+
+def _check_adapter_under_vllm(recipe: Recipe) -> None:
+    options = recipe.trainer.get("fsdp_config")
+    versions = [options.get(key) for key in ("version", "fsdp_version")] if isinstance(options, Mapping) else []
+    if recipe.policy.lora and recipe.trainer.get("use_vllm") and recipe.trainer.get("fsdp") and 1 in versions:
+        problem = "FSDP 1 cannot send vLLM an adapter: nothing can be merged into its flat shards."
+        raise UserError("trainer.fsdp_config", problem, "Set version: 2.")
 
 
 def check_installed(recipe: Recipe) -> None:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from rlattn.errors import did_you_mean
+from rlattn.formats.strict_json import to_json
 
 TABLE = Path(__file__).with_name("grpo_fields.json")
 
@@ -232,5 +233,5 @@ def _type_and_choices(hint: object) -> tuple[list[str], list[str] | None]:
 
 
 if __name__ == "__main__":
-    TABLE.write_text(json.dumps(generate_fields(), indent=1) + "\n", encoding="utf-8")
+    TABLE.write_text(to_json(generate_fields(), indent=1) + "\n", encoding="utf-8")
     print(f"{len(json.loads(TABLE.read_text()))} fields written to {TABLE}")

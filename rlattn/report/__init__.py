@@ -6,7 +6,6 @@ script and that style run, whatever a policy wrote into its completions.
 
 import base64
 import hashlib
-import json
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
+from rlattn.formats.strict_json import to_json
 from rlattn.report.data import read_run
 from rlattn.run_folder.folder import write_text
 
@@ -42,7 +42,7 @@ def page(data: dict[str, Any]) -> str:
 
 def embedded_json(data: Any) -> str:
     """JSON that can stand in a script element: no text of it can end the element or open another."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    text = to_json(data, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 

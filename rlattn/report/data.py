@@ -7,6 +7,7 @@ from typing import Any
 
 from rlattn.errors import UserError
 from rlattn.formats.effort import by_effort
+from rlattn.formats.strict_json import finite
 from rlattn.formats.yaml import parse_yaml
 from rlattn.progress import duration
 from rlattn.report.alarms import find_alarms, onset
@@ -264,8 +265,8 @@ def read_failures(run: Path, rows: list[dict[str, Any]], missing: list[str]) -> 
 
 
 def read_heads(run: Path, missing: list[str]) -> dict[str, Any] | None:
-    """How far every head looks back, by step: {layers, steps: [{step, span, local, global}]}."""
-    rows = [row for row in read_log(run / "heads.jsonl", missing) if _heads_shape(row)]
+    """How far every head looks back (None where unknown), by step: {layers, steps: [{step, span, local, global}]}."""
+    rows = [row for row in map(finite, read_log(run / "heads.jsonl", missing)) if _heads_shape(row)]
     if not rows:
         return None
     layers, shape = rows[-1]["layers"], _heads_shape(rows[-1])
@@ -303,8 +304,8 @@ def _heads_shape(row: dict[str, Any]) -> tuple[int, int] | None:
     try:
         L, H = len(row["layers"]), len(row["span"][0])
         even = all([len(line) for line in row[name]] == [H] * L for name in HEADS) and H > 0
-        values = [*row["layers"], *(value for name in HEADS for line in row[name] for value in line)]
-        return (L, H) if even and all(number(value) is not None for value in values) else None
+        values = [value for name in HEADS for line in row[name] for value in line if value is not None]
+        return (L, H) if even and all(number(value) is not None for value in (*row["layers"], *values)) else None
     except (KeyError, IndexError, TypeError):
         return None
 

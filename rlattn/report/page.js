@@ -168,9 +168,11 @@ function charts(name) {
 function heads() {
   const found = data.heads;
   if (!found) return [];
+  const known = (row) => row.filter((span) => span !== null);
   const mean = (row) => row.reduce((a, b) => a + b, 0) / row.length;
   const per = { title: "Look-back distance by layer", unit: "tokens", about: "Mean over the heads of each layer that credit reads.",
-    series: found.layers.map((layer, l) => ({ name: `layer ${layer}`, points: found.steps.map((s) => [s.step, +mean(s.span[l]).toFixed(3)]) })) };
+    series: found.layers.map((layer, l) => ({ name: `layer ${layer}`, points: found.steps.filter((s) => known(s.span[l]).length).map((s) => [s.step, +mean(known(s.span[l])).toFixed(3)]) }))
+      .filter((one) => one.points.length) };
   const members = (step, kind) => step[kind].flatMap((row, l) => row.map((share, h) => [share, `L${found.layers[l]}H${h}`]))
     .filter(([share]) => share > 0.5).sort((a, b) => b[0] - a[0]);
   const list = (step, kind) => members(step, kind).map(([share, name]) => `${name} (${Math.round(100 * share)} %)`).join(", ") || "none";
@@ -179,17 +181,17 @@ function heads() {
     return members(to, kind).map(([, name]) => name).filter((name) => !before.has(name)).join(", ") || "none";
   };
   const [first, last] = [found.steps[0], found.steps[found.steps.length - 1]];
-  const top = Math.max(...last.span.flat());
+  const top = Math.max(...known(last.span.flat()));
   const grid = (step) => el("table", { "aria-label": `Heads at step ${step.step}` },
     el("tr", {}, el("th", {}, "layer"), step.span[0].map((_, h) => el("th", {}, `head ${h}`))),
     step.span.map((row, l) => el("tr", {}, el("th", {}, String(found.layers[l])), row.map((span, h) => {
       const kind = step.local[l][h] > 0.5 ? "L" : step.global[l][h] > 0.5 ? "G" : "";
-      const cell = el("td", { class: "head heat", title: `local in ${Math.round(100 * step.local[l][h])} %, global in ${Math.round(100 * step.global[l][h])} % of the rollouts` }, `${span.toFixed(1)} ${kind}`);
-      cell.style.setProperty("--x", `${Math.min(70, (70 * span) / top)}%`);
+      const cell = el("td", { class: "head heat", title: `local in ${Math.round(100 * step.local[l][h])} %, global in ${Math.round(100 * step.global[l][h])} % of the rollouts` }, `${span === null ? "–" : span.toFixed(1)} ${kind}`);
+      cell.style.setProperty("--x", `${span === null ? 0 : Math.min(70, (70 * span) / top)}%`);
       return cell;
     }))));
   return [el("p", { class: "soft" }, "How many tokens each head looks back, on average, without WAAD's window. L: local, G: global, in more than half of the rollouts. L1H2 is head 2 of layer 1; both count from 0."),
-    el("div", { class: "charts" }, chart(per),
+    el("div", { class: "charts" }, per.series.length ? chart(per) : null,
       [...new Set([first, last])].map((step) => el("figure", {}, el("h3", {}, `Heads at step ${step.step}`), el("div", { class: "scroll" }, grid(step)),
         el("figcaption", {}, el("div", {}, `local: ${list(step, "local")}`), el("div", {}, `global: ${list(step, "global")}`))))),
     first === last ? null : el("p", { id: "emerged" }, `Emerged since step ${first.step}: local ${emerged("local", first, last)}; global ${emerged("global", first, last)}. `,

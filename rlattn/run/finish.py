@@ -1,6 +1,5 @@
 """The end of a run: the supervised control, summary.json, the report, what to do next. One rank, nothing collective."""
 
-import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -11,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlattn.formats.effort import by_effort
+from rlattn.formats.strict_json import to_json
 from rlattn.grpo.dialogues import plain_dialogues
 from rlattn.grpo.held_out import Evaluation, in_dialogue, in_one_turn, score_greedy, summarise
 from rlattn.policy.generate import write_hf
@@ -42,11 +42,11 @@ def finish(setup: Setup, after: Evaluation | None, result: Any, seconds: float, 
         "before": {k.removeprefix("eval/"): v for k, v in before.items() if k.startswith("eval/")} if before else None,
         "after": after.flat() if after else None,
     }
-    write_text(run / "summary.json", json.dumps(summary, indent=2))  # the control may be interrupted
+    write_text(run / "summary.json", to_json(summary, indent=2))  # the control may be interrupted
     if recipe.policy.supervised_control:
         write_report(run)
         summary["supervised_control"] = supervised_control(setup, tokens).flat()
-    write_text(run / "summary.json", json.dumps(summary, indent=2))
+    write_text(run / "summary.json", to_json(summary, indent=2))
     report = write_report(run)
     say(closing_words(recipe, summary, report))
 

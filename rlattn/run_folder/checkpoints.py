@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rlattn.errors import UserError, describe
+from rlattn.formats.strict_json import to_json
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -48,7 +49,7 @@ def seal(folder: Path, name: str) -> None:
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(lambda file: file_digest(partial / file), files))
     listed = {file: [(partial / file).stat().st_size, digest] for file, digest in zip(files, digests, strict=True)}
-    (partial / MANIFEST).write_text(json.dumps({"files": listed}, indent=1), encoding="utf-8")
+    (partial / MANIFEST).write_text(to_json({"files": listed}, indent=1), encoding="utf-8")
     for path in (*partial.rglob("*"), partial):
         _flush(path)
     if os.path.lexists(final):  # a damaged one, or of a course that was given up

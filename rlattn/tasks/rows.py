@@ -9,6 +9,7 @@ from typing import Any
 
 from rlattn.errors import UserError, describe
 from rlattn.formats.effort import query_key
+from rlattn.formats.strict_json import finite
 from rlattn.types import DialogueTask, Row, Split, Task
 
 GOLD_CHECKED = 3
@@ -99,13 +100,15 @@ def shared_prompts(task: Task, train: Iterable[Row], held_out: Iterable[Row]) ->
 
 
 def storable(row: Row) -> Row:
-    """What JSON can hold of a task's row, so that `rlattn score` can read it back; numpy's values as plain ones."""
+    """What JSON can hold of a task's row, so that `rlattn score` can read it back; numpy's values as plain ones, and
+    null for a number that is not finite.
+    """
     kept = {}
     for name, value in row.items():
         try:
-            text = json.dumps(value, allow_nan=False, default=lambda other: other.tolist())
+            text = json.dumps(value, default=lambda other: other.tolist())
         except (TypeError, ValueError, AttributeError, RecursionError):  # an image, bytes, a date
             continue
         if len(text) <= LARGEST_COLUMN:
-            kept[name] = json.loads(text)
+            kept[name] = finite(json.loads(text))
     return kept

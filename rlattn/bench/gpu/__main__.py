@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from rlattn.bench.gpu.shared import Scale, Skipped
+from rlattn.formats.strict_json import to_json
 
 PARTS = {  # name -> its function, what it shows, the most seconds it may take
     "capture": ("attention.capture_eager", "bf16 capture against eager maps", 300),
@@ -57,7 +58,7 @@ def main() -> int:
         parser.error(f"--out: {given.out} cannot be written; name a file in a folder that can")
     scale = Scale(device=given.device, small=given.small)
     if given.result:
-        given.result.write_text(json.dumps(_result(given.parts[0], scale)), encoding="utf-8")
+        given.result.write_text(to_json(_result(given.parts[0], scale)), encoding="utf-8")
         return 0
     machine = _machine(given.device)
     if machine is None:
@@ -70,7 +71,7 @@ def main() -> int:
     names = [*dict.fromkeys(given.parts or PARTS)]
     for row in _rows(names, scale):  # written as they end: a run that is cut short keeps what it found
         rows = sorted([*rows, row], key=lambda found: names.index(found["part"]))
-        given.out.write_text(json.dumps({"machine": machine, **asdict(scale), "parts": rows}, indent=1) + "\n", "utf-8")
+        given.out.write_text(to_json({"machine": machine, **asdict(scale), "parts": rows}, indent=1) + "\n", "utf-8")
     _print(rows, machine)
     print(f"Every figure: {given.out}")
     return int(any(row["status"] == "failed" for row in rows))

@@ -12,7 +12,7 @@ from itertools import product
 from math import prod
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rlattn.errors import UserError
 from rlattn.files import find_file
@@ -57,6 +57,7 @@ class Questions:
         ValueError: an option is out of its range.
     """
 
+    shares: ClassVar = ("attributes_right", "opened_best")
     path: str = "data/task_spaces/parcel.yaml"
     """The task space, YAML or JSON."""
     turn_limit: int | None = None
