@@ -6,6 +6,8 @@
 #   MASTER_ADDR      a name or address of the first machine that the others reach
 #   MASTER_PORT      a free port on it (default 29500)
 #   NODE_RANK        this machine: 0 on the first, then 1, 2, …
+#   MAX_RESTARTS     how often ranks that fail are started anew, from the last checkpoint (default 0): all of them, on
+#                    all machines; a mistake in the recipe fails every time
 #   STOP_SECONDS     what SIGTERM, SIGUSR1 or Ctrl-C leave the ranks to finish a step and save (default 300; torchrun's
 #                    own is 30); more than resume.grace_seconds, or a rank that hangs is killed without its message
 # All machines must see the same run folder. Exit code: 0, else torchrun's own; how the ranks ended is in its last lines.
@@ -27,4 +29,4 @@ else
   where=(--standalone)
 fi
 PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} exec "$PY" -m torch.distributed.run "${where[@]}" \
-  --nproc-per-node="$NPROC_PER_NODE" -m rlattn.train "$@"
+  --nproc-per-node="$NPROC_PER_NODE" --max-restarts="${MAX_RESTARTS:-0}" -m rlattn.train "$@"

@@ -19,6 +19,11 @@ def world_size() -> int:
     return _number("WORLD_SIZE", 1)
 
 
+def restarts() -> int:
+    """How often torchrun has started the ranks anew."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
 def check_launcher() -> None:
     """Raises UserError where the environment does not name a rank among others: what it says must hold together."""
     if not 0 <= rank() < world_size():

@@ -37,7 +37,7 @@ SMALL = (
 
 
 def rlattn(
-    *arguments: str, cwd: Path, ranks: int = 0, timeout: float = 300, forked: bool = True
+    *arguments: str, cwd: Path, ranks: int = 0, restarts: int = 0, timeout: float = 300, forked: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command line as a user would, or under torchrun when `ranks` is given.
 
@@ -46,6 +46,7 @@ def rlattn(
     command = [sys.executable, "-m", "rlattn.cli", *arguments]
     if ranks:
         launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port=0", "--standalone"]
+        launcher += [f"--max-restarts={restarts}"]
         assert arguments[0] == "train"
         command = [sys.executable, *launcher, "-m", "rlattn.train", *arguments[1:]]
     elif forked:

@@ -127,12 +127,13 @@ def test_shell_scripts_are_sound(script):
 def test_torchrun_sh_on_one_machine_and_on_several(machine):
     script, common = LAUNCH / "torchrun.sh", {"VIRTUAL_ENV": str(machine), "NPROC_PER_NODE": "2"}
     assert run_bash(script, "quickstart", "seed=1", cwd=machine, **common, STOP_SECONDS="77").returncode == 0
-    several = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first"}
+    several = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first", "MAX_RESTARTS": "3"}
     assert run_bash(script, "quickstart", cwd=machine, **common, **several).returncode == 0
     alone, one_of_two = (machine / "started").read_text().splitlines()
-    run = "--nproc-per-node=2 -m rlattn.train quickstart"
-    assert alone == f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=77 : -m torch.distributed.run --standalone {run} seed=1"
-    assert one_of_two.endswith(f"--nnodes=2 --node-rank=1 --master-addr=first --master-port=29500 {run}")
+    run = "--nproc-per-node=2 --max-restarts={} -m rlattn.train quickstart"
+    torchrun = f"-m torch.distributed.run --standalone {run.format(0)} seed=1"
+    assert alone == f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=77 : {torchrun}"
+    assert one_of_two.endswith(f"--nnodes=2 --node-rank=1 --master-addr=first --master-port=29500 {run.format(3)}")
 
 
 def test_torchrun_sh_says_what_is_missing(machine):
@@ -158,6 +159,15 @@ def test_slurm_starts_a_task_a_gpu_and_passes_the_runs_exit_code_on(machine):
     assert [line.split(" bash ")[0] for line in lines(machine / "calls")] == [
         "srun --nodes=2 --ntasks=4 --ntasks-per-node=2 --nodelist=a,b --kill-on-bad-exit=1"
     ]
+
+
+@pytest.mark.parametrize(("code", "starts"), [("1", 3), ("137", 3), ("2", 1), ("143", 1), ("0", 1)])
+def test_slurm_starts_ranks_that_fail_anew_and_no_others(machine, code, starts):
+    environment = {**JOB, "SLURM_NTASKS_PER_NODE": "1", "VIRTUAL_ENV": str(machine), "FAKE_RUN": code}
+    job = run_bash(LAUNCH / "slurm.sbatch", "quickstart", cwd=machine, **environment, MAX_RESTARTS="2")
+    assert job.returncode == int(code)
+    assert len(lines(machine / "started")) == 2 * starts  # two ranks
+    assert job.stderr.count("restart 2 of 2") == (starts == 3)
 
 
 @pytest.mark.parametrize(("restarts", "requeued"), [("0", True), ("100", False)])

@@ -1,6 +1,5 @@
 """A run that was stopped and continued is the run that was not: same parameters, same numbers."""
 
-import os
 import re
 from dataclasses import dataclass
 
@@ -78,13 +77,18 @@ def test_a_reward_that_does_not_take_its_state_is_named(policy, tmp_path):  # no
         trained(policy, tmp_path, {"counter": Stateful()}, resume=str(tmp_path / "checkpoint-1"), **saving)
 
 
-def test_a_killed_run_of_two_ranks_with_lora_ends_bit_for_bit_as_the_unbroken_one(policy, tmp_path):  # noqa: F811
+def test_torchrun_restarts_killed_ranks_and_the_run_ends_bit_for_bit_as_the_unbroken_one(
+    policy,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
     (tmp_path / "mortal.py").write_text(
         "import os, signal\n"
         "class Mortal:\n"
         "    total = 0\n"
         "    def prepare(self, batch):\n"
-        "        if os.environ.get('DIES_AT') == str(batch.step) and os.environ['RANK'] == '1':\n"
+        "        dies = os.environ.get('DIES', '').split(',')[int(os.environ['TORCHELASTIC_RESTART_COUNT']):]\n"
+        "        if batch.step == 12 and dies and dies[0] == os.environ['RANK']:\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "        self.total += sum(batch.gather([len(r.completion_ids) for r in batch.rollouts]))\n"
         "        return [self.total] * len(batch.rollouts)\n"
@@ -103,15 +107,10 @@ def test_a_killed_run_of_two_ranks_with_lora_ends_bit_for_bit_as_the_unbroken_on
     )
     whole = rlattn("train", "quickstart", *recipe, "output_dir=whole", cwd=tmp_path, ranks=2)
     assert whole.returncode == 0, whole.stderr
-    os.environ["DIES_AT"] = "12"
-    try:
-        killed = rlattn("train", "quickstart", *recipe, "output_dir=killed", cwd=tmp_path, ranks=2)
-    finally:
-        del os.environ["DIES_AT"]
-    assert killed.returncode != 0
-    assert (tmp_path / "killed/checkpoints/checkpoint-10").is_dir()
-    again = rlattn("train", "quickstart", *recipe, "output_dir=killed", cwd=tmp_path, ranks=2)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.setenv("DIES", "1,0")
+    killed = rlattn("train", "quickstart", *recipe, "output_dir=killed", cwd=tmp_path, ranks=2, restarts=2)
+    assert killed.returncode == 0, killed.stderr
+    assert killed.stdout.count(f"continuing from {tmp_path}/killed/checkpoints/checkpoint-10") == 2
     models = [load_file(tmp_path / run / "model/adapter_model.safetensors") for run in ("whole", "killed")]
     assert models[0].keys() == models[1].keys()
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -227,6 +228,21 @@ def test_a_mistake_under_torchrun_is_said_once(tmp_path):
     result = rlattn("train", "quickstart", *SMALL, "trainer.num_generations=5", cwd=tmp_path, ranks=2)
     assert result.returncode != 0
     assert result.stderr.count("rlattn: trainer.num_generations") == 1
+
+
+def test_a_process_group_that_cannot_form_is_not_told_as_a_mistake_in_the_recipe(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        found = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        found |= {"MASTER_PORT": str(taken.getsockname()[1])}
+        program = (
+            "from pathlib import Path\nfrom rlattn.recipe.load import load_recipe\n"
+            "from rlattn.run.build import grpo_config\n"
+            "grpo_config(load_recipe('quickstart', []), Path('run'), {})"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, **found}, capture_output=True, text=True
+        )
+    assert "EADDRINUSE" in result.stderr and "UserError" not in result.stderr
 
 
 def test_dry_run_shows_the_prompt_and_what_is_wrong_and_leaves_nothing(tmp_path):

@@ -22,27 +22,52 @@ with watchdog.Watchdog(phases, stall_seconds=1000):
 """
 
 
+JOINING = """
+import os, torch
+from rlattn.processes.process_group import renew_store
+renew_store()
+print("joining", flush=True)
+torch.distributed.init_process_group("gloo")
+torch.distributed.all_reduce(torch.ones(1))
+print("joined", flush=True)
+os._exit(0)
+"""
+
+
 @pytest.fixture
-def ranks():
-    """Starts both in a phase; gives them back with what they tell each other once they have begun to."""
+def start():
+    """Starts a program as a rank of two, with torchrun's store."""
     started = []
 
-    def start(phase):
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        found = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-        for rank in "01":
-            command = [sys.executable, "-c", RANK, phase]
-            environment = {**os.environ, **found, "RANK": rank}
-            started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-        words = PrefixStore("rlattn-0", store)
-        wait_for(lambda: words.check(["rank-0", "rank-1"]))
-        return started, words
+    def start(store, rank, *program, restarts=0):
+        found = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "RANK": str(rank)}
+        found |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(restarts)}
+        command, pipes = [sys.executable, "-c", *program], dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        started.append(subprocess.Popen(command, env={**os.environ, **found}, text=True, **pipes))
+        return started[-1]
 
     yield start
     for process in started:
         process.kill()
-        process.wait()
-        process.stderr.close()
+        process.communicate()
+
+
+@pytest.fixture
+def launcher():
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+@pytest.fixture
+def ranks(start, launcher):
+    """Starts both in a phase; gives them back with what they tell each other once they have begun to."""
+
+    def both(phase):
+        started = [start(launcher, rank, RANK, phase) for rank in (0, 1)]
+        words = PrefixStore("rlattn-0", launcher)
+        wait_for(lambda: words.check(["rank-0", "rank-1"]))
+        return started, words
+
+    return both
 
 
 def wait_for(condition):
@@ -59,6 +84,32 @@ def test_a_rank_that_falls_silent_ends_the_others_and_is_named(gone, ranks):
     other = started[1 - gone]
     assert other.wait(60) == 1
     assert f"rank {gone} on {os.uname().nodename} has not been heard of for 1 s, in reward" in other.stderr.read()
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_rank_that_is_killed_ends_the_others_of_its_machine_at_once_and_is_named(gone, ranks):
+    started, _ = ranks("setup")  # where silence alone is no reason
+    started[gone].kill()
+    started[gone].wait()
+    other = started[1 - gone]
+    assert other.wait(60) == 1
+    assert f"rank {gone} is gone: its process, {started[gone].pid} on " in other.stderr.read()
+
+
+def test_ranks_end_where_torchrun_has_started_others_anew(ranks, start, launcher):
+    started, _ = ranks("setup")
+    start(launcher, 0, RANK, "setup", restarts=1)
+    assert [process.wait(60) for process in started] == [1, 1]
+    assert all("torchrun starts the ranks of another machine anew" in process.stderr.read() for process in started)
+
+
+def test_ranks_that_are_started_anew_meet_each_other_and_not_those_before_them(start, launcher):
+    for restarts in range(2):  # in the second start rank 0 comes long before rank 1, and finds the first one's address
+        first = start(launcher, 0, JOINING, restarts=restarts)
+        assert first.stdout.readline() == "joining\n"
+        time.sleep(restarts)
+        second = start(launcher, 1, JOINING, restarts=restarts)
+        assert [process.wait(60) for process in (first, second)] == [0, 0]
 
 
 def test_nobody_is_missed_while_a_checkpoint_is_written(ranks):

@@ -3,6 +3,7 @@
 Every setting (ranks, strategy, LoRA or all weights) trains once unbroken and once with its share of the kills, in small
 generation windows with a checkpoint every second step, credit and a reward with a state of its own. A kill falls
 into a phase (generation, reward, credit, training, checkpoint, or between them) at a random time after its start.
+In some settings the same command goes on, in others torchrun starts the ranks anew, which must train within a minute.
 """
 
 import json
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,20 @@ from typing import Any
 from rlattn.files import shipped_dir
 from rlattn.formats.strict_json import to_json
 from rlattn.grpo.port import Port
+from rlattn.rank import rank, restarts
 from rlattn.recipe.schema import TINY_POLICY
 from rlattn.run_folder.jsonl import read_rows
 from rlattn.types import RewardBatch, Rollout
 
 STEPS = 12
-MOMENT = "RLATTN_BENCH_KILL"  # rank, step, phase and milliseconds, in the environment of a session to be killed
+# In the environment of a session to be killed: rank, step, phase and milliseconds; a line for every start of its ranks.
+MOMENTS = "RLATTN_BENCH_KILLS"
+KILLS, STARTS = "kills", "starts"  # files in a run's folder: the time of every kill, and of rank 0's first steps
 PHASES = ("generation", "reward", "credit", "training", "checkpoint", "between")
 UNTIMED = re.compile(r"time|seconds|runtime|per_second|total_flos|train_loss|num_tokens")
 SESSION_SECONDS = 600
 LATE = 10  # kills of a setting that may come after the end of the run
+RESTART_SECONDS = 60.0  # from a kill to the next step
 
 
 @dataclass(frozen=True)
@@ -41,24 +46,30 @@ class Setting:
     zero: int
     """ZeRO stage; 0 for none."""
     lora: bool
+    restarts: bool = False
+    """torchrun starts the ranks anew."""
 
     def __str__(self) -> str:
         strategy = f"ZeRO-{self.zero}" if self.zero else "DDP" if self.ranks > 1 else "plain"
-        return f"{self.ranks} rank{'s' * (self.ranks > 1)}, {strategy}, {'LoRA' if self.lora else 'all weights'}"
+        weights = "LoRA" if self.lora else "all weights"
+        return f"{self.ranks} rank{'s' * (self.ranks > 1)}, {strategy}, {weights}{', restarts' * self.restarts}"
 
 
 SETTINGS = tuple(Setting(r, z, lora) for r, z in ((1, 0), (2, 0), (2, 2), (2, 3)) for lora in (False, True))
+SETTINGS += (Setting(2, 0, False, True), Setting(3, 0, True, True), Setting(2, 3, False, True))
 
 
 class Mortal:
-    """A reward whose values depend on all that it has seen, and that ends its process where MOMENT says."""
+    """A reward whose values depend on all that it has seen, and that ends its process where MOMENTS says."""
 
     total = 0
 
     def bind(self, trainer: Any) -> None:
-        text = os.environ.get(MOMENT)
-        if text and text.split()[0] == os.environ.get("RANK", "0"):
-            threading.Thread(target=self._die, args=(trainer.port, *text.split()[1:]), daemon=True).start()
+        if rank() == 0 and restarts():
+            threading.Thread(target=self._tell, args=(trainer.port,), daemon=True).start()
+        moments = os.environ.get(MOMENTS, "").splitlines()[restarts() :]
+        if moments and moments[0].split()[0] == str(rank()):
+            threading.Thread(target=self._die, args=(trainer.port, *moments[0].split()[1:]), daemon=True).start()
 
     def prepare(self, batch: RewardBatch) -> list[int]:
         self.total += sum(batch.gather([len(rollout.completion_ids) for rollout in batch.rollouts]))
@@ -76,12 +87,31 @@ class Mortal:
     def _die(self, port: Port, step: str, phase: str, milliseconds: str) -> None:
         while port.step < int(step) or (phase != "between" and port.phases.now != phase):
             time.sleep(0.0005)
+        while restarts() and not port.phases.trained:
+            time.sleep(0.0005)
         time.sleep(float(milliseconds) / 1000)
+        _append_time(port, KILLS)
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def _tell(self, port: Port) -> None:
+        while not port.phases.trained:
+            time.sleep(0.01)
+        _append_time(port, STARTS)
+
+
+def _append_time(port: Port, name: str) -> None:
+    with (Path(port.args.output_dir).parent / name).open("a") as times:
+        times.write(f"{time.time()}\n")
+
+
+def _times(run: Path, name: str) -> list[float]:
+    file = run / name
+    return [float(line) for line in file.read_text().split()] if file.is_file() else []
 
 
 def bench_resume(kills: int, seed: int, folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """One row a setting: kills, the phases they fell into, and whether parameters, metrics and tokens are the same.
+    """One row a setting: kills, the phases they fell into, whether parameters, metrics and tokens are the same, and the
+    longest time that a restart took.
 
     Raises:
         RuntimeError: a session ended in another way than it should.
@@ -97,38 +127,68 @@ def bench_resume(kills: int, seed: int, folder: Path, say: Callable[[str], None]
         shutil.rmtree(here, ignore_errors=True)
         here.mkdir(parents=True)
         _session(setting, here, "whole")
-        killed: list[str] = []
-        late = 0
-        while len(killed) < count:
-            for moment in _moments(draw, setting, count - len(killed)):
-                if _session(setting, here, "killed", moment) == 0:  # the run was over first: it starts anew
-                    shutil.rmtree(here / "killed")
-                    late += 1
-                    break
-                killed.append(moment.split()[2])
-                say(f"{setting}: killed in {killed[-1]} ({len(killed)} of {count})")
-            if late > LATE:
-                raise RuntimeError(f"{setting}: {late} kills came too late; see {here}/killed.log")
-        if _session(setting, here, "killed"):
-            raise RuntimeError(f"{setting}: the run did not go on; see {here}/killed.log")
+        killed = (_restarted if setting.restarts else _started_again)(draw, setting, here, count, say)
         same = {name: compare(here / "whole", here / "killed") for name, compare in CHECKS.items()}
-        rows.append({"setting": str(setting), "kills": len(killed), "in": " ".join(killed), **same})
-        say(f"{setting}: {len(killed)} kills, {same}, {time.monotonic() - began:.0f} s")
+        kills, starts = (_times(here / "killed", name) for name in (KILLS, STARTS))
+        slowest = max(min(s for s in starts if s > kill) - kill for kill in kills) if setting.restarts else 0.0
+        rows.append({"setting": str(setting), "kills": count, "in": " ".join(killed), **same, "restart": slowest})
+        say(f"{setting}: {count} kills, {same}, {time.monotonic() - began:.0f} s")
     return rows
 
 
+def _started_again(
+    draw: random.Random, setting: Setting, here: Path, count: int, say: Callable[[str], None]
+) -> list[str]:
+    """Kills a run, and goes on with it by the same command. The phases of the kills."""
+    killed: list[str] = []
+    late = 0
+    while len(killed) < count:
+        for moment in _moments(draw, setting, count - len(killed)):
+            if _session(setting, here, "killed", [moment]) == 0:  # the run was over first: it starts anew
+                late = _too_late(setting, here, late)
+                break
+            killed.append(moment.split()[2])
+            say(f"{setting}: killed in {killed[-1]} ({len(killed)} of {count})")
+    _session(setting, here, "killed")
+    return killed
+
+
+def _restarted(draw: random.Random, setting: Setting, here: Path, count: int, say: Callable[[str], None]) -> list[str]:
+    """Kills a run under one torchrun, which starts its ranks anew. The phases of the kills."""
+    late = 0
+    while True:
+        moments = list(_moments(draw, setting, count))
+        if _session(setting, here, "killed", moments):
+            raise RuntimeError(f"{setting}: the run did not go on; see {here}/killed.log")
+        if len(_times(here / "killed", KILLS)) == count:
+            return [moment.split()[2] for moment in moments]
+        late = _too_late(setting, here, late)
+
+
+def _too_late(setting: Setting, here: Path, late: int) -> int:
+    """The run was over before it was killed: it starts anew."""
+    if late == LATE:
+        raise RuntimeError(f"{setting}: {late} kills came too late; see {here}/killed.log")
+    shutil.rmtree(here / "killed")
+    return late + 1
+
+
 def _moments(draw: random.Random, setting: Setting, count: int) -> Iterator[str]:
-    """Every kill lets the run get a little further: steps rise, so that all sessions together stay short."""
+    """Every kill lets the run get a little further: steps rise, so that all sessions together stay short. Every rank is
+    killed in turn.
+    """
     steps = sorted(draw.randrange(STEPS - 2) for _ in range(count))  # every phase comes once more
-    for step in steps:
-        yield f"{draw.randrange(setting.ranks)} {step} {draw.choice(PHASES)} {draw.random() * 60:.1f}"
+    first = draw.randrange(setting.ranks)
+    for number, step in enumerate(steps):
+        yield f"{(first + number) % setting.ranks} {step} {draw.choice(PHASES)} {draw.random() * 60:.1f}"
 
 
-def _session(setting: Setting, folder: Path, run: str, moment: str = "") -> int:
+def _session(setting: Setting, folder: Path, run: str, moments: Sequence[str] = ()) -> int:
     """Starts or goes on with a run; its exit code."""
     command = [sys.executable, "-m", "rlattn.cli"]
     if setting.ranks > 1:
         launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={setting.ranks}", "--standalone"]
+        launcher += [f"--max-restarts={len(moments)}"] if setting.restarts else []
         command = [sys.executable, *launcher, "-m", "rlattn.cli"]
     command += [
         "train",
@@ -136,13 +196,14 @@ def _session(setting: Setting, folder: Path, run: str, moment: str = "") -> int:
         f"output_dir={run}",
         *_recipe(setting, folder),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **({MOMENT: moment} if moment else {})}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", MOMENTS: "\n".join(moments)}
     environment["RLATTN_CACHE"] = str(folder.parent / "cache")
     with (folder / f"{run}.log").open("a") as log:
         code = subprocess.run(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, timeout=SESSION_SECONDS, check=False
-        ).returncode
-    if code and not moment:
+            command, cwd=folder, env=environment, stdout=log, stderr=log,
+            timeout=SESSION_SECONDS * max(1, len(moments)), check=False,
+        ).returncode  # fmt: skip
+    if code and not moments:
         raise RuntimeError(f"{setting}: exit code {code}; see {folder}/{run}.log")
     return code
 

@@ -66,7 +66,7 @@ def endpoint_judge(url: str, model: str, key_env: str | None) -> Judge:
     ask = partial(ask_endpoint, url, model, key_env, timeout=TIMEOUT)
     try:
         ask("Reply with the word ready.")
-    except Exception as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:  # unreachable, or its reply is no answer
         fix = "Check address, --judge-model and --judge-key-env."
         raise UserError("--judge", f"{url} does not answer: {describe(error)[:200]}.", fix) from None
 

@@ -250,6 +250,6 @@ def _unreadable(model: str, error: Exception, option: str) -> UserError:
         return UserError(option, f"{model} has no readable config.json: {describe(error)[:200]}")
     return UserError(
         option,
-        f"'{model}' is neither a local folder nor a model the hub gives.",
+        f"'{model}' is neither a local folder nor a model the hub gives ({describe(error)[:200]}).",
         "Check its name and the network; a gated model needs `hf auth login`.",
     )

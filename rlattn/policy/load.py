@@ -102,7 +102,7 @@ def load_model(path: str, option: str, revision: str | None = None) -> PreTraine
             check_fit(base, option, config, revision)
         how: dict[str, Any] = {"revision": revision, "dtype": "auto", "ignore_mismatched_sizes": not adapter}
         model, loaded = _loaded(AutoModelForCausalLM, path, **how)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         raise UserError(option, f"{path} holds no loadable weights: {describe(error)[:200]}") from None
@@ -209,6 +209,6 @@ def _load_error(policy: Policy, path: str, error: Exception) -> UserError:
     revision = f" at revision '{policy.revision}'" if policy.revision else ""
     return UserError(
         "policy.path",
-        f"'{policy.path}'{revision} is neither a local folder nor a model the hub gives.",
+        f"'{policy.path}'{revision} is neither a local folder nor a model the hub gives ({describe(error)[:200]}).",
         f"Check its name and the network; a gated model needs `hf auth login`; `path: {TINY_POLICY}` needs nothing.",
     )

@@ -1,10 +1,11 @@
 """Ends a run in which a rank failed or hangs. A thread on every rank, and a word in the launcher's store.
 
-Where a rank ends with an error, the others learn of it within a second, tell it as their last line and exit. Where a
-rank stays in one phase for `resume.stall_seconds`, all exit, and the rank and its phase are named. Where a rank is not
-heard of for five minutes, as when its machine lost power, the others exit. Where `rlattn train --ranks` is killed, its
-ranks save and stop, as at SIGTERM. The store is the launcher's (`MASTER_ADDR`,
-`MASTER_PORT`); a single process only watches itself. Cost: a few small requests a second.
+Where a rank ends with an error, the others learn of it within a second, tell it as their last line and exit; so they
+do where its process is killed on their machine, and where torchrun starts another machine's ranks anew. Where a rank
+stays in one phase for `resume.stall_seconds`, all exit, and the rank and its phase are named. Where a rank is not heard
+of for five minutes, as when its machine lost power, the others exit. Where `rlattn train --ranks` is killed, its ranks
+save and stop, as at SIGTERM. The store is the launcher's (`MASTER_ADDR`, `MASTER_PORT`); a single process only watches
+itself. Cost: a few small requests a second.
 """
 
 import contextlib
@@ -16,13 +17,14 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from rlattn.errors import UserError, describe
 from rlattn.processes.phases import TIMED, Phases
-from rlattn.rank import orphaned, rank, say, world_size
+from rlattn.rank import orphaned, rank, restarts, say, world_size
 
 POLL_SECONDS = 1.0
 PATIENCE = 5.0  # for a rank that meets the same error by itself, with a better message
@@ -45,7 +47,9 @@ class Watchdog:
 
     def __init__(self, phases: Phases, stall_seconds: float):
         self.phases, self.stall_seconds = phases, stall_seconds
+        self.launcher = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")  # which renew_store changes
         self.store: Store | None = None
+        self.place = _place()
         self.polls = 0
         self.heard: dict[int, tuple[bytes, int]] = {}  # of a rank: its last word, and polls since
         self.over = threading.Event()
@@ -88,7 +92,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while world_size() > 1 and self.store is None and not self.over.is_set() and not orphaned():
-            self.store = _store()  # rank 0 may take its time before it offers one
+            self.store = _store(*self.launcher)  # rank 0 may take its time before it offers one
             self.over.wait(0 if self.store else POLL_SECONDS)
         self.connected.set()
         warned, lost, last, polls = -1, False, -1, 0
@@ -129,11 +133,11 @@ class Watchdog:
     def _speak(self) -> None:
         self.polls += 1
         if self.store:
-            word = [self.phases.entered, self.phases.now, self.polls, socket.gethostname()]
+            word = [self.phases.entered, self.phases.now, self.polls, socket.gethostname(), self.place, os.getpid()]
             self.store.set(f"rank-{rank()}", json.dumps(word))
 
     def _missing(self) -> str | None:
-        """The rank that has fallen silent. Rank 0 looks after all, the others after rank 0: so requests stay few."""
+        """The rank that is gone or silent. Rank 0 looks after all, the others after rank 0: so requests stay few."""
         if self.store is None:
             return None
         others = range(1, world_size()) if rank() == 0 else [0]
@@ -143,7 +147,9 @@ class Watchdog:
             last, silent = self.heard.get(other, (b"", 0))
             silent = silent + 1 if word == last else 0
             self.heard[other] = word, silent
-            _, phase, _, host = json.loads(word) if word else (0, "", 0, "")
+            _, phase, _, host, place, process = json.loads(word) if word else (0, "end", 0, "", "", 0)
+            if phase != "end" and place == self.place and not _runs(process):
+                return f"rank {other} is gone: its process, {process} on {host}, has ended without a word, in {phase}"
             if silent >= SILENT_POLLS and phase in AUDIBLE:
                 return (
                     f"rank {other} on {host} has not been heard of for {silent * POLL_SECONDS:.0f} s, in {phase}: its "
@@ -194,11 +200,34 @@ class Watchdog:
         os._exit(1)
 
 
-def _store() -> Store | None:
-    if world_size() == 1 or "MASTER_ADDR" not in os.environ:
+def _store(address: str | None, port: str | None) -> Store | None:
+    if world_size() == 1 or not address or not port:
         return None
     try:
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=CONNECT_TIME)
-    except (RuntimeError, ValueError, KeyError):
+        store = TCPStore(address, int(port), timeout=CONNECT_TIME)
+        for earlier in range(restarts()):  # on other machines ranks may wait for those that this start has replaced
+            _words(store, earlier).compare_set(FAILURE, "", "torchrun starts the ranks of another machine anew")
+    except (RuntimeError, ValueError):
         return None
-    return PrefixStore(f"rlattn-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return _words(store, restarts())
+
+
+def _words(store: Store, start: int) -> Store:
+    """What the ranks of one start tell each other: torchrun's store outlives them."""
+    return PrefixStore(f"rlattn-{start}", store)
+
+
+def _place() -> str:
+    """The same for processes that see each other's numbers."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {os.readlink(namespace) if namespace.is_symlink() else ''}"
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        pass  # another user's
+    except ProcessLookupError:
+        return False
+    return True

@@ -5,6 +5,7 @@ But an endpoint that refuses a text (HTTP 400, 413 or 422: a content filter, too
 open, such texts would be a way past the monitor.
 """
 
+import http.client
 import importlib
 import inspect
 import json
@@ -125,7 +126,7 @@ def ask_endpoint(url: str, model: str, api_key_env: str | None, content: str, *,
     try:
         with opener.open(request, timeout=timeout) as response:
             reply = response.read(LONGEST_REPLY + 1)
-    except Exception as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         problem = describe(error).replace(key, "<key>") if key else describe(error)
         refused = isinstance(error, urllib.error.HTTPError) and error.code in REFUSED
         raise (Refusal if refused else OSError)(problem) from None

@@ -23,8 +23,8 @@ from rlattn.policy.load import PolicySource, prepare_policy
 from rlattn.policy.prompts import render_text, rendered_mark
 from rlattn.preflight.preflight import Cleared, preflight
 from rlattn.preflight.tokenizer_files import check_system_prompt
-from rlattn.processes.deepspeed import start_deepspeed
 from rlattn.processes.phases import Phases
+from rlattn.processes.process_group import start_deepspeed
 from rlattn.progress import progress
 from rlattn.rank import is_main, say, world_size
 from rlattn.recipe.constraints import (
@@ -189,7 +189,8 @@ def grpo_config(recipe: Recipe, output_dir: Path, model_init_kwargs: dict[str, A
     }
     try:
         return GRPOConfig(**(values | overrides))
-    except Exception as error:
+    except (ValueError, TypeError, AttributeError, LookupError, ImportError, FileNotFoundError) as error:
+        # not RuntimeError: the process group is formed in here too
         raise UserError("trainer", f"TRL refuses it: {describe(error)}.") from None
 
 

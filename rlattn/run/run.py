@@ -20,6 +20,7 @@ from rlattn.grpo.token_log import TokenLog
 from rlattn.policy.prompts import decode, render_text
 from rlattn.preflight.preflight import Cleared
 from rlattn.processes.phases import Phases
+from rlattn.processes.process_group import renew_store
 from rlattn.processes.signals import StopSignals
 from rlattn.processes.watchdog import Watchdog
 from rlattn.progress import duration
@@ -86,6 +87,7 @@ def of_the_disk(error: Exception, run: Path) -> UserError | None:
 def _train(recipe: Recipe, found: Cleared | None, watchdog: Watchdog) -> int:
     """The signal that stopped it; 0 at its end."""
     began = time.monotonic()
+    renew_store()
     if open_run(recipe) is None:
         say(
             f"{recipe.run_dir} is complete: see its report.html. To train on, raise trainer.max_steps and add\n"

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlattn.errors import UserError
+from rlattn.errors import UserError, describe
 from rlattn.preflight.weight_files import base_of
 from rlattn.run_folder.folder import is_run
 
@@ -113,6 +113,6 @@ def _push(folder: Path, repo: str) -> None:
     except Exception as error:
         raise UserError(
             "--push",
-            f"the hub refuses '{repo}' ({type(error).__name__}); the model is in {folder}.",
+            f"'{repo}' could not be pushed ({describe(error)[:200]}); the model is in {folder}.",
             "Log in with `hf auth login` and check the name and the network.",
         ) from None

@@ -1,13 +1,35 @@
-"""Starts DeepSpeed's process group where transformers alone would not start one."""
+"""Starts the process group where transformers alone would start none, or one that never comes together."""
 
 import os
 import socket
+from functools import cache
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from torch.distributed import PrefixStore, Store, TCPStore
 
-from rlattn.rank import say
+from rlattn.rank import is_main, restarts, say
+
+
+@cache  # rank 0 keeps it open
+def renew_store() -> Store | None:
+    """A store of their own for ranks that torchrun has started anew, before they form the process group.
+
+    torchrun keeps one store for all its restarts, and torch looks there for the other ranks' addresses under names that
+    do not change: a new rank would find those of dead ones, and fail or wait. So rank 0 opens a store at a free port of
+    MASTER_ADDR, and tells the others through torchrun's. DeepSpeed names its shared memory after the port, too.
+    """
+    if not restarts() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return None
+    address = os.environ["MASTER_ADDR"]
+    store = TCPStore(address, int(os.environ["MASTER_PORT"]))
+    words = PrefixStore(f"rlattn-store-{restarts()}", store)
+    if is_main():
+        store = TCPStore(address, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+        words.set("port", str(store.port))
+    os.environ |= {"MASTER_PORT": words.get("port").decode(), "TORCHELASTIC_USE_AGENT_STORE": str(False)}
+    return store
 
 
 def stale_locks() -> list[Path]:
