@@ -129,8 +129,8 @@ def bench_resume(kills: int, seed: int, folder: Path, say: Callable[[str], None]
         _session(setting, here, "whole")
         killed = (_restarted if setting.restarts else _started_again)(draw, setting, here, count, say)
         same = {name: compare(here / "whole", here / "killed") for name, compare in CHECKS.items()}
-        kills, starts = (_times(here / "killed", name) for name in (KILLS, STARTS))
-        slowest = max(min(s for s in starts if s > kill) - kill for kill in kills) if setting.restarts else 0.0
+        died, started = (_times(here / "killed", name) for name in (KILLS, STARTS))
+        slowest = max(min(s for s in started if s > kill) - kill for kill in died) if setting.restarts else 0.0
         rows.append({"setting": str(setting), "kills": count, "in": " ".join(killed), **same, "restart": slowest})
         say(f"{setting}: {count} kills, {same}, {time.monotonic() - began:.0f} s")
     return rows

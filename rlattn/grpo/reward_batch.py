@@ -47,7 +47,7 @@ def reward_batch(
         step=port.step,
         gather=lockstep.gather,
         generate=generate,
-        decode=lambda ids: str(port.tokenizer.decode(ids, skip_special_tokens=False)),
+        decode=lambda ids: str(port.tokenizer.decode(list(ids), skip_special_tokens=False)),
         log=port.log,
     )
     return batch, lockstep
