@@ -6,6 +6,8 @@ may have:
 - `needs`: a tuple of `group` (statistics over a group, through `prepare`), `policy` (second rollouts), `environment`
   (dialogues), `images` (`rollout.images`); said by `rlattn score`, which has none of them.
 - `needs_of_task`: names of methods that the task must have, beyond the protocol's.
+- `check(context: RunContext)`: raises UserError where the recipe does not give it what it needs; before a run.
+- `judges_answer = True`: it pays for the task's answer; `pays_at_most`: the most that it gives, where that is below 1.
 - `prepare(batch: RewardBatch) -> list`: collective, once a generation batch on every rank, before `score`; one note a
   rollout, which `score` finds as `rollout.note`.
 - `tokens(rollout) -> list[bool] | None`: the completion tokens it speaks for, all where None.
