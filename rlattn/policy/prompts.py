@@ -94,7 +94,9 @@ def decode(tokenizer: Any, completion_ids: Iterable[int], ends: Collection[int] 
     Marks that rewards read, such as `<think>`, are special tokens in some tokenizers, and stay.
 
     Args:
+        tokenizer: the policy's, or its processor.
         ends: what ends a completion besides the tokenizer's own end token (`rlattn.grpo.second_rollouts.end_tokens`).
     """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     dropped = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, *ends}
     return tokenizer.decode([token for token in completion_ids if token not in dropped], skip_special_tokens=False)

@@ -78,7 +78,8 @@ def prepare(recipe: Recipe, found: Cleared | None = None) -> Setup:
             update(step, f"loss {loss:.3f}")
 
         policy = prepare_policy(recipe.policy, taught_task(recipe, task), show if is_main() else None)
-    mark = next(filter(None, (rendered_mark(policy.tokenizer, example["row"]["prompt"]) for example in examples)), None)
+    marks = (rendered_mark(policy.tokenizer, example["row"]["prompt"]) for example in examples)
+    mark = next(filter(None, marks), None)
     if mark and recipe.policy.prompt_style == "chat":
         say(f"warning: a prompt begins with {mark}, as if it were rendered; prompt_style: plain takes it as it is")
     kwargs = template_kwargs(recipe)
