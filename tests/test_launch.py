@@ -10,6 +10,7 @@ from conftest import SMALL, rlattn
 
 from rlattn.errors import UserError
 from rlattn.processes import launch
+from rlattn.recipe.load import load_recipe
 from rlattn.run_folder.jsonl import read_rows
 
 STOPPING = """
@@ -131,6 +132,7 @@ def test_accelerates_strategy_becomes_the_recipes(monkeypatch):
         launch.strategy_of_accelerate()
     monkeypatch.setenv("FSDP_VERSION", "2")
     assert launch.strategy_of_accelerate() == ["trainer.deepspeed=null", "trainer.fsdp=true"]
+    assert load_recipe("math_4b", launch.strategy_of_accelerate()).trainer["fsdp"] is True
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     with pytest.raises(UserError, match="deepspeed_config_file"):
         launch.strategy_of_accelerate()

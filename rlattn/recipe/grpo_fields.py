@@ -178,9 +178,9 @@ _DOCUMENTED_CHOICES = {
     "vllm_mode": ["server", "colocate"],
     "vllm_model_impl": ["transformers", "vllm"],
 }
-# What GRPOConfig takes in truth: its __post_init__ maps True and False to "group" and "none", and divides by
-# num_generations.
-_TRUE_TYPES = {"scale_rewards": "bool | str", "num_generations": "int"}
+# What GRPOConfig takes in truth: its __post_init__ maps True and False to "group" and "none", divides by
+# num_generations, and turns FSDP on for True.
+_TRUE_TYPES = {"scale_rewards": "bool | str", "num_generations": "int", "fsdp": "bool | str | None"}
 
 
 def generate_fields() -> dict[str, dict]:
