@@ -81,7 +81,7 @@ def prepare(recipe: Recipe, found: Cleared | None = None) -> Setup:
     marks = (rendered_mark(policy.tokenizer, example["row"]["prompt"]) for example in examples)
     mark = next(filter(None, marks), None)
     if mark and recipe.policy.prompt_style == "chat":
-        say(f"warning: a prompt begins with {mark}, as if it were rendered; prompt_style: plain takes it as it is")
+        say(f"warning: a prompt begins with {mark}, as if rendered; policy.prompt_style=plain takes it as it is")
     kwargs = template_kwargs(recipe)
     check_system_prompt(recipe.policy, lambda chat: render_text(policy.tokenizer, chat, kwargs))
     rule = PromptRule(
