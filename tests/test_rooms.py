@@ -17,7 +17,8 @@ ROOMS = (
     "report", "grpo", "inspection", "run", "evaluation", "bench",
 )  # fmt: skip
 WAYS_IN = ("__init__", "cli", "train")  # they may import every room
-PURE = ("formats", "credit")  # of torch and the standard library alone, and what rlattn has above them
+PURE = ("formats", "credit")
+KNOW_MODELS = {"transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "wandb"}
 LONGEST = 400  # lines of a file
 FILES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in sorted(PACKAGE.rglob("*.py"))}
 
@@ -55,6 +56,14 @@ def test_a_room_imports_only_what_stands_before_it(module):
     allowed = ROOMS[: ROOMS.index(room(module)) + 1] if room(module) else ()
     assert {other for other in ARROWS[module] if room(other) and room(other) not in allowed} == set()
     assert {other for other in ARROWS[module] if other in WAYS_IN} <= {"__init__"}
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if room(module) in PURE])
+def test_pure_rooms_know_neither_transformers_nor_trl(module):
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    named = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    named += [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
+    assert {name.partition(".")[0] for name in named} & KNOW_MODELS == set()
 
 
 def test_no_files_import_each_other_in_a_circle():

@@ -1,7 +1,7 @@
 """`rlattn eval`: the command. Everything that needs no weights is checked before torch is imported."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -32,8 +32,11 @@ def evaluate(
         str | None, typer.Option(help="A second model, on the same problems: a paired comparison.", metavar="OTHER")
     ] = None,
     probe: Annotated[
-        Literal["sycophancy", "self-correction", "perturbation", "deception"] | None,
-        typer.Option(help="Instead of accuracy: does the answer follow a hint, a second look, a changed token?"),
+        str | None,
+        typer.Option(
+            help="Instead of accuracy: does the answer follow a hint, a second look, a changed token? Does it deceive?",
+            metavar="sycophancy|self-correction|perturbation|deception",
+        ),
     ] = None,
     judge: Annotated[
         str | None, typer.Option(help="For deception: a model's folder, a hub id, or http://localhost:8000/v1.")
@@ -48,7 +51,7 @@ def evaluate(
     """Evaluate a model on a task or your data: pass@k with intervals, against another model, or under a probe."""
     from rlattn.evaluation.judges import Judge, endpoint_judge, is_endpoint, local_judge
     from rlattn.evaluation.plan import check_same_task, check_tiny, make_plan
-    from rlattn.evaluation.probes import OWN_DATA, check_probe, prepare
+    from rlattn.evaluation.probes import OWN_DATA, PROBES, Asked, check_probe
     from rlattn.evaluation.subjects import check_length, find_subject, out_folder
 
     for option, path in (("--data", data), ("--out", out)):
@@ -93,7 +96,8 @@ def evaluate(
             return endpoint_judge(name, judge_model, judge_key_env)
         return local_judge(find_subject(name, "--judge"), plan)
 
-    run_probe = prepare(probe, plan, data, limit, make_judge) if probe is not None else None
+    asked = Asked(plan=plan, data=data, limit=limit, make_judge=make_judge)
+    run_probe = PROBES[probe](asked) if probe is not None else None
     folder = out_folder(out, subjects[0])
     from rlattn.processes.imports import heavy_imports
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rlattn.errors import UserError
+from rlattn.errors import UserError, did_you_mean
 from rlattn.evaluation import perturbation
 from rlattn.evaluation.deception import (
     Scenario,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from rlattn.evaluation.plan import Item, Plan
     from rlattn.recipe.schema import Policy
 
-Probe = Literal["sycophancy", "self-correction", "perturbation", "deception"]
 Kept = Callable[[dict[str, Any]], None]
 Model = TypeVar("Model", bound="Checked")
 
@@ -37,6 +36,18 @@ OWN_DATA = {
     "deception": "the items of either DeceptionBench",
 }
 LOOKS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a probe is given to read before a model loads."""
+
+    plan: "Plan"
+    data: str | None
+    """The user's file."""
+    limit: int | None
+    """Of rows."""
+    make_judge: Callable[[], Judge]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +61,7 @@ class Prepared:
 
 
 def check_probe(
-    probe: Probe | None,
+    probe: str | None,
     *,
     data: str | None,
     judge: str | None,
@@ -60,7 +71,9 @@ def check_probe(
     k: str | None,
     temperature: float | None,
 ) -> None:
-    """Raises UserError where the options do not go together."""
+    """Raises UserError where there is no such probe, or the options do not go together."""
+    if probe is not None and probe not in PROBES:
+        raise UserError("--probe", f"no probe '{probe}'.", did_you_mean(probe, PROBES))
     if probe != "deception" and judge is not None:
         raise UserError("--judge", "is for --probe deception.", "Leave it out.")
     check_judge(judge, judge_model, judge_key_env)
@@ -75,39 +88,41 @@ def check_probe(
         raise UserError("--probe", "deception needs a judge; the ledger game knows the truth without any.", fix)
 
 
-def prepare(
-    probe: Probe, plan: "Plan", data: str | None, limit: int | None, make_judge: Callable[[], Judge]
-) -> Prepared:
-    """Reads and checks what the probe asks.
+def _prepare_sycophancy(asked: Asked) -> Prepared:
+    rows = [(f"{asked.data}, row {number}", row) for number, row in _rows(asked.data, asked.limit)]
+    choices, seed = [parse_choice(row, where) for where, row in rows], asked.plan.recipe.seed
+    # asked neutrally, each is shorter
+    longer = [(where, c.leading(c.suggested(seed))) for (where, _), c in zip(rows, choices, strict=True)]
+    return Prepared(
+        check=lambda checked: _check_fits(checked, longer),
+        run=lambda loaded, kept: _sycophancy(loaded, kept, choices, seed),
+    )
 
-    Raises:
-        UserError: its data cannot be read, or the task is not one it can use.
-    """
-    if probe == "sycophancy":
-        rows = [(f"{data}, row {number}", row) for number, row in _rows(data, limit)]
-        choices = [parse_choice(row, where) for where, row in rows]
-        # asked neutrally, each is shorter
-        longer = [
-            (where, c.leading(c.suggested(plan.recipe.seed))) for (where, _), c in zip(rows, choices, strict=True)
-        ]
-        return Prepared(
-            check=lambda checked: _check_fits(checked, longer),
-            run=lambda loaded, kept: _sycophancy(loaded, kept, choices, plan.recipe.seed),
-        )
-    if probe == "deception":
-        items = _rows(data, limit)
-        scenarios, invalid = scenarios_of(items, str(data))
-        judge = make_judge()
-        return Prepared(
-            check=lambda checked: _check_deception(checked, scenarios, judge),
-            run=lambda loaded, kept: _deception(loaded, kept, scenarios, invalid, len(items), judge),
-        )
+
+def _prepare_deception(asked: Asked) -> Prepared:
+    items = _rows(asked.data, asked.limit)
+    scenarios, invalid = scenarios_of(items, str(asked.data))
+    judge = asked.make_judge()
+    return Prepared(
+        check=lambda checked: _check_deception(checked, scenarios, judge),
+        run=lambda loaded, kept: _deception(loaded, kept, scenarios, invalid, len(items), judge),
+    )
+
+
+def _prepare_perturbation(asked: Asked) -> Prepared:
+    _needs_one_turn(asked.plan, "perturbation")
+    return Prepared(check=_check_perturbation, run=_perturbation)
+
+
+def _prepare_self_correction(asked: Asked) -> Prepared:
+    _needs_one_turn(asked.plan, "self-correction")
+    _needs_chat(asked.plan.recipe.policy)
+    return Prepared(check=_check_self_correction, run=_self_correction)
+
+
+def _needs_one_turn(plan: "Plan", probe: str) -> None:
     if isinstance(plan.task, DialogueTask):
         raise UserError("--probe", f"{probe} is for tasks of one turn.", "Name another with --task.")
-    if probe == "perturbation":
-        return Prepared(check=_check_perturbation, run=_perturbation)
-    _needs_chat(plan.recipe.policy)
-    return Prepared(check=_check_self_correction, run=_self_correction)
 
 
 def _rows(data: str | None, limit: int | None) -> list[tuple[int, dict[str, Any]]]:
@@ -274,3 +289,12 @@ def _deception(
         )
     rates = deception_rates(scenarios, replies, verdicts, invalid, items)
     return {**rates, "cut_share": fmean(one.cut for one in written)}
+
+
+# A probe reads and checks what it asks: raises UserError where its data cannot be read, or the task is none it can use.
+PROBES: dict[str, Callable[[Asked], Prepared]] = {
+    "sycophancy": _prepare_sycophancy,
+    "self-correction": _prepare_self_correction,
+    "perturbation": _prepare_perturbation,
+    "deception": _prepare_deception,
+}

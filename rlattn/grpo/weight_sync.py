@@ -30,7 +30,7 @@ def keep_base(port: Port) -> None:
     if not is_peft_model(engine.model):
         return
     if port.is_fsdp1:
-        raise UserError("trainer.fsdp_config", "FSDP 1 cannot send vLLM an adapter.", "Set fsdp_version: 2.")
+        raise UserError("trainer.fsdp_config", "FSDP 1 cannot send vLLM an adapter.", "Set version: 2.")
     read = port.vllm_weights
 
     def read_merged() -> Iterator[tuple[str, Any]]:

@@ -95,7 +95,7 @@ def decode(tokenizer: Any, completion_ids: Iterable[int], ends: Collection[int] 
 
     Args:
         tokenizer: the policy's, or its processor.
-        ends: what ends a completion besides the tokenizer's own end token (`rlattn.grpo.second_rollouts.end_tokens`).
+        ends: what ends a completion besides the tokenizer's own end token (`end_tokens`, or a port's `end_ids`).
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     dropped = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, *ends}

@@ -19,8 +19,8 @@ from rlattn.types import AttentionOptions, WarmStart
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads, overrides (`trainer.max_steps=20`) and validates a recipe; its relative paths are resolved.
 
-    Paths are looked for beside the recipe, then among the shipped files; `path` itself in the working directory, then
-    among the shipped files (`recipes/quickstart.yaml`, or just `quickstart`).
+    Paths are looked for beside the recipe, in the working directory, then among the shipped files; `path` itself in the
+    working directory, then among the shipped files (`recipes/quickstart.yaml`, or just `quickstart`).
 
     Raises:
         UserError: with the key path, what was expected and how to mend it.

@@ -1,4 +1,4 @@
-"""What every logged number means. One table: the report shows it, README points at it. Standard library only."""
+"""What every logged number means. One table, which the report shows and the pages name. Standard library only."""
 
 import re
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ METRICS = (
     _metric("credit/share_undefined", "Tokens without a score, such as the last ones for FAI", "share", "< 0.5"),
     _metric("credit/anchor_preplan_overlap", "Anchors that are preplan tokens too", "share", "> top_fraction (chance)"),
     _metric("credit/waad_entropy_coupling", "Entropy at WAAD peaks over mean entropy", "ratio", "> 1; the paper: 1.52"),
-    _metric("credit/fai_waad_coupling", "FAI peaks at or right after a WAAD peak", "share", "> 0.37 (chance)"),
+    _metric("credit/fai_waad_coupling", "FAI peaks at or right after a WAAD peak", "share", "> 0.36 (chance)"),
     _metric("credit/nonfinite_rows", "Rollouts with signals not finite; weight 1", "rollouts", "0"),
     _metric("credit/refused_rows", "Rollouts whose rule failed or gave unusable weights; weight 1", "rollouts", "0"),
     _metric("time/generation", "Generating rollouts, mean over the ranks", "s a step", "steady"),
