@@ -11,8 +11,10 @@ from conftest import REPO
 from test_report import run_folder
 
 from rlattn.formats.strict_json import to_json
+from rlattn.grpo.port import Port
 from rlattn.grpo.reward_function import RewardFunction
-from rlattn.grpo.reward_hooks import save_rewards
+from rlattn.grpo.reward_hooks import RewardHooks
+from rlattn.processes.phases import Phases
 from rlattn.recipe.load import load_recipe
 from rlattn.report import read_run, write_report
 from rlattn.run_folder.folder import start_run
@@ -80,6 +82,7 @@ class Holds:
 def test_a_rewards_state_that_is_not_finite_is_told(tmp_path: Path, caplog):
     rewards = {"sound": Holds({"best": 1.0}), "odd": Holds({"best": [-INF]})}
     functions = [RewardFunction(name, reward, Arithmetic(), None, {}) for name, reward in rewards.items()]
-    save_rewards(SimpleNamespace(reward_func_names=[*rewards], reward_funcs=functions), {}, tmp_path)
+    trainer = SimpleNamespace(reward_func_names=[*rewards], reward_funcs=functions)
+    RewardHooks(Port(trainer, Phases())).save(tmp_path)
     assert strict((tmp_path / "rewards.json").read_text()) == {"sound": {"best": 1.0}, "odd": {"best": [None]}}
     assert "'odd'" in caplog.text and "not finite" in caplog.text and "'sound'" not in caplog.text

@@ -297,4 +297,4 @@ def test_training_reads_rendered_texts_once_begun_and_trains_on_no_padding(tmp_p
     assert {tuple(ids) for batch in read for ids in batch} == expected  # first and second rollouts alike
     assert len(reward.rollouts) == len(reward.second) == 16
     assert all(is_whole(tokenizer, list(rollout.completion_ids), 40) for rollout in reward.rollouts)
-    assert generate_texts(trainer, ask(tokenizer, prompts), max_new_tokens=3)
+    assert generate_texts(trainer.port, ask(tokenizer, prompts), max_new_tokens=3)
