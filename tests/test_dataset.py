@@ -197,8 +197,6 @@ def test_columns_may_lie_in_others_and_an_answer_in_a_list(tmp_path, suffix):
         ({"question": "q", "answer": []}, "row 3, column 'answer': expected text or a number, found list ([])."),
         ({"question": "q", "answer": [None]}, "row 3, column 'answer': expected text or a number, found null."),
         ({"question": "q", "answer": ["1", "2"]}, "row 3, column 'answer': expected one answer, found a list of 2."),
-        ({"question": "q", "answer": float("nan")}, "column 'answer': expected text or a number, found float (nan)."),
-        ({"question": "q", "answer": float("-inf")}, "column 'answer': expected text or a number, found float (-inf)."),
         ({"question": "q", "anwser": "1"}, "has no column 'answer' (task.columns.answer). Did you mean 'anwser'?"),
         ("text", "row 3: expected an object, found str."),
     ],
@@ -288,7 +286,7 @@ def test_a_hole_in_a_column_of_numbers_is_null(tmp_path, hole):
 
 @pytest.mark.parametrize("answer", ["None", "Infinity", r"\infty", "0", "nano"])
 def test_words_that_look_like_null_are_answers(tmp_path, answer):
-    path = write(tmp_path / "a.jsonl", [{"question": "q", "answer": answer}] * 3)
+    path = write(tmp_path / "a.jsonl", [{"question": f"q{i}", "answer": answer} for i in range(3)])
     assert task(path, eval_rows=1).rows("train")[0]["answer"] == answer
 
 

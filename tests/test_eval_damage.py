@@ -52,7 +52,8 @@ def stand_in(monkeypatch):
 
     monkeypatch.setattr(answers, "_in_one_turn", said)
     monkeypatch.setattr(answers, "progress", lambda *_: nullcontext(lambda *_: None))
-    monkeypatch.setattr(run, "check", lambda subject, plan, option: SimpleNamespace(name=subject.name, plan=plan))
+    loaded = {"prompt_text": str, "revision": None}
+    monkeypatch.setattr(run, "check", lambda one, plan, _: SimpleNamespace(name=one.name, plan=plan, **loaded))
     monkeypatch.setattr(run, "load", lambda checked: checked)
 
 
@@ -111,7 +112,7 @@ def test_figures_of_answers_without_a_verdict():
     assert (found["verify_failed"], found["metrics_failed"]) == (4, 9)
     assert (found["pass@1"]["value"], found["pass@3"]["value"]) == (0.75, 1)  # of two problems, of the one with three
     nothing = figures.figures(given[3:6], (1,))["pass@1"]
-    assert nothing == {"value": None, "low": None, "high": None}
+    assert nothing == {"kind": "share", "value": None, "low": None, "high": None, "count": 0}
     assert figures.comparison(given, given)["problems"] == 2 and figures.comparison(given[3:6], given[3:6]) == {}
 
 

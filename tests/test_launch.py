@@ -40,7 +40,7 @@ def test_ranks_whose_parent_is_told_to_stop_or_killed_save_and_the_same_command_
         "policy.supervised_control=true",
     )  # fmt: skip
     monkeypatch.setenv("STOP", str(int(number)))
-    stopped = rlattn(*command, cwd=tmp_path)  # until all have closed their output: the ranks too
+    stopped = rlattn(*command, cwd=tmp_path, forked=False)  # until all have closed their output: the ranks too
     assert stopped.returncode == code, stopped.stderr
     assert stopped.stdout.count("stopped by SIGTERM after step 2, saved in") == 1
     assert [path.name for path in (tmp_path / "run/checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]

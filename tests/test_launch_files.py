@@ -248,7 +248,7 @@ RECIPES = {"all weights": "countdown_4b", "LoRA": "countdown_4b_lora"}
 
 
 def table_rows() -> list[str]:
-    """The README's table of what fits: the first strategy, from the simplest on, whose estimate fits."""
+    """launch/README.md's table of what fits: the first strategy, from the simplest on, whose estimate fits."""
     rows = []
     for what, name in RECIPES.items():
         recipes = {strategy: load_recipe(name, keys) for strategy, keys in STRATEGIES.items()}
@@ -265,7 +265,7 @@ def table_rows() -> list[str]:
 
 
 def test_the_table_of_what_fits_is_the_estimates():
-    written = [row for row in (REPO / "README.md").read_text().splitlines() if re.match(r"\| [\d.]+B, ", row)]
+    written = [row for row in (LAUNCH / "README.md").read_text().splitlines() if re.match(r"\| [\d.]+B, ", row)]
     assert written == table_rows(), "\n".join(table_rows())
 
 

@@ -153,7 +153,7 @@ def test_a_folder_named_as_the_built_in_policy_is_not_it(folder, tmp_path, monke
     (tmp_path / "tiny-reasoner").mkdir()
     (tmp_path / "tiny-reasoner" / "recipe.yaml").write_text("")
     reached = pytest.raises(RuntimeError, match="the run")
-    monkeypatch.setattr("rlattn.run.run.dry_run", lambda _: (_ for _ in ()).throw(RuntimeError("the run")))
+    monkeypatch.setattr("rlattn.run.run.dry_run", lambda *_: (_ for _ in ()).throw(RuntimeError("the run")))
     with reached:
         main(["train", "quickstart", "--dry-run"])
 
