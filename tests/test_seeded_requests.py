@@ -109,7 +109,8 @@ def test_a_rank_with_fewer_prompts_asks_as_many_as_the_others(monkeypatch):
         return [[ord("a") + i] for i in range(len(prompt_ids))], [[-0.5]] * len(prompt_ids)
 
     monkeypatch.setattr(generation, "gather_object", lambda counts: [*counts, 3])
-    tokenizer = SimpleNamespace(eos_token_id=0, pad_token_id=0, decode=lambda ids, **_: "".join(map(chr, ids)))
+    special = {"eos_token_id": 0, "pad_token_id": 0, "bos_token_id": None}
+    tokenizer = SimpleNamespace(**special, decode=lambda ids, **_: "".join(map(chr, ids)))
     model, device = torch.nn.Identity(), SimpleNamespace(device=torch.device("cpu"))
     trainer = SimpleNamespace(
         use_vllm=True, vllm_generation=SimpleNamespace(temperature=1.0, max_completion_length=8), model=model,
