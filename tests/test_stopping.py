@@ -4,9 +4,9 @@ import signal
 
 import pytest
 from conftest import SMALL, rlattn
-from rlattn.processes.process_group import stale_locks
 from test_resume import untimed
 
+from rlattn.processes.process_group import stale_locks
 from rlattn.run_folder.jsonl import read_rows
 
 SIGNALLED = """
