@@ -46,11 +46,22 @@ SLOW = {
     "token_log", "trl_contract", "vanished_ranks", "wandb_account", "weight_sync",
 }  # fmt: skip
 
+# Tests of a minute or more that have a shorter one of the same kind beside them: .ci/run has 20 minutes.
+LONG = (
+    "test_a_run_killed_under_deepspeed_ends_bit_for_bit_as_the_unbroken_one_and_keeps_its_ranks",
+    "test_a_run_gone_on_with_from_an_early_checkpoint_is_the_unbroken_one",
+    "test_a_run_with_a_damaged_checkpoint",
+    "test_ranks_whose_parent_is_told_to_stop_or_killed_save_and_the_same_command_goes_on[15",
+    "test_monitored_training.py",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem.removeprefix("test_") in SLOW:
             item.add_marker("slow")
+        if any(name in item.nodeid for name in LONG):
+            item.add_marker("long")
 
 
 def rlattn(
