@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs rlattn with what its tests need, and runs them. Arguments go to pytest: bash launch/test.sh -k recipe
-#   --fast  (first)  leaves out the tests that take long: the set for everyday work, about a minute and a half
+#   --fast  (first)  leaves out the tests that take long: the set for everyday work
 # shellcheck source=launch/install.sh
 . "$(dirname "$0")/install.sh" "dev"
 if [ "${1:-}" = --fast ]; then
