@@ -294,7 +294,7 @@ def test_export_copies_full_weights_and_refuses_what_it_cannot_do(finished, tmp_
         (("export", RUN, "--out", out), "exists"),
         (("export", RUN, "--merge", "--out", out + "2"), "no adapter"),
         (("export", str(tmp_path)), "no run folder"),
-        (("export", RUN, "--push", "nobody/nothing", "--out", out + "3"), "hub refuses"),
+        (("export", RUN, "--push", "nobody/nothing", "--out", out + "3"), "could not be pushed"),
     ):
         result = rlattn(*arguments, cwd=folder)
         assert result.returncode == 2, result.stdout

@@ -137,10 +137,11 @@ def test_ranks_that_have_not_come_are_named():
 def test_code_of_the_users_that_ends_the_process_is_no_end_of_the_run(code, tmp_path):
     ends = f"""
 import sys
-from rlattn import cli, training
+from rlattn import cli
+from rlattn.run import run
 def ending(recipe, watchdog):
     sys.exit({code})
-training._train = ending
+run._train = ending
 cli.main(["train", "quickstart", "output_dir={tmp_path}/run"])
 """
     result = subprocess.run([sys.executable, "-c", ends], capture_output=True, text=True, timeout=120)

@@ -174,7 +174,6 @@ def grpo_config(recipe: Recipe, output_dir: Path, model_init_kwargs: dict[str, A
         keys.setdefault("ddp_find_unused_parameters", False)
     keys.setdefault("bf16", gpu and torch.cuda.is_bf16_supported() and not keys.get("fp16"))
     rewards = recipe.rewards
-    os.environ.update(tracker_environment(recipe))
     values = {
         **keys,
         "seed": recipe.seed,

@@ -124,6 +124,7 @@ def _train(recipe: Recipe, found: Cleared | None, watchdog: Watchdog) -> int:
         if tracking.token_rollouts
         else None
     )
+    os.environ |= tracker_environment(recipe)
     if is_main() and "wandb" in tracking.report_to:
         os.environ |= {k: v for k, v in wandb_environment(recipe.run_dir).items() if k not in os.environ}
     failures = partial(append_row, recipe.run_dir / FAILURES)

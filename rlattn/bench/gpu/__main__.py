@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -40,7 +41,7 @@ PARTS = {  # name -> its function, what it shows, the most seconds it may take
     "written_step": ("training.written_step", "the metrics' share of a whole step, 8 x 8192 tokens", 1200),
 }
 DISTRIBUTED = ("zero3", "fsdp2")
-RUNNING: set[int] = set()  # the parts' processes, which a signal must end too
+STARTING = threading.Lock()  # held while a part starts: a signal must end all that have started
 TIMED = ("triton_speed", "long_step", "train", "bench", "written_step")  # one at a time; the others first, side by side
 
 
@@ -107,11 +108,12 @@ def _run(name: str, scale: Scale) -> dict[str, Any]:
             if name == "triton":
                 environment["TRITON_INTERPRET"] = "1"
         began = time.monotonic()
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            start_new_session=True,  # a terminal's Ctrl-C comes here alone
-        ) as part:  # fmt: skip
-            RUNNING.add(part.pid)
+        with STARTING:
+            started = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                start_new_session=True,  # a terminal's Ctrl-C comes here alone
+            )  # fmt: skip
+        with started as part:
             try:
                 output, _ = part.communicate(timeout=patience)
                 found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
@@ -120,7 +122,6 @@ def _run(name: str, scale: Scale) -> dict[str, Any]:
                 _end(part.pid)
                 output = str(late.output)
                 found = {"status": "failed", "detail": f"still running after {patience} s"}
-            RUNNING.discard(part.pid)
     found["seconds"] = round(time.monotonic() - began, 1)
     return found if found["status"] in ("ok", "skipped") else {**found, "output": output[-8000:]}
 
@@ -135,8 +136,9 @@ def _end(pid: int) -> None:
 
 
 def _stopped(number: int, _: object) -> None:
-    for pid in RUNNING:
-        _end(pid)
+    STARTING.acquire()  # for good: nothing starts any more
+    for part in psutil.Process().children():
+        _end(part.pid)
     print("\nstopped; the file holds the parts that have ended", file=sys.stderr, flush=True)
     os._exit(128 + number)  # the threads wait for parts that are gone
 
