@@ -29,7 +29,7 @@ from rlattn.recipe.constraints import number
 from rlattn.recipe.schema import Recipe
 from rlattn.report import write_report
 from rlattn.report.alarms import find_alarms
-from rlattn.run.build import make_trainer, prepare, template_kwargs
+from rlattn.run.build import make_trainer, prepare, template_kwargs, tracker_environment
 from rlattn.run.callbacks import Alarms, HeldOutEvaluation, MetricsFile, Progress
 from rlattn.run.finish import finish
 from rlattn.run.live_table import LiveTable
