@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis
 import pytest
-from forked import run_cli
+from forked import PYTHON, SERVER, start_server
 
 REPO = Path(__file__).parent.parent
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is slow, not wrong
@@ -64,6 +65,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("long")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if SERVER not in os.environ:  # a worker of xdist, and a pytest that a test starts, share it
+        folder = tempfile.TemporaryDirectory()
+        server = start_server(Path(folder.name))
+        config.add_cleanup(folder.cleanup)
+        config.add_cleanup(lambda: server.communicate())
+
+
 def rlattn(
     *arguments: str, cwd: Path, ranks: int = 0, restarts: int = 0, timeout: float = 300, forked: bool = True
 ) -> subprocess.CompletedProcess[str]:
@@ -71,14 +80,20 @@ def rlattn(
 
     `forked`: in a copy of a process that has imported the libraries (tests/forked.py) instead of one of its own.
     """
-    command = [sys.executable, "-m", "rlattn.cli", *arguments]
     if ranks:
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port=0", "--standalone"]
-        launcher += [f"--max-restarts={restarts}"]
         assert arguments[0] == "train"
-        command = [sys.executable, *launcher, "-m", "rlattn.train", *arguments[1:]]
-    elif forked:
-        return run_cli(list(arguments), cwd, timeout)
+        return torchrun("-m", "rlattn.train", *arguments[1:], cwd=cwd, ranks=ranks, restarts=restarts, timeout=timeout)
+    command = [*(PYTHON if forked else (sys.executable,)), "-m", "rlattn.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def torchrun(
+    *program: str, cwd: Path, ranks: int = 2, restarts: int = 0, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Runs a module or a script, with its arguments, on ranks that are copies too."""
+    launcher = ["torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port=0", "--standalone"]
+    launcher += [f"--max-restarts={restarts}", "--no-python"]
+    command = [*PYTHON, "-m", *launcher, *PYTHON, *program]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
 
 

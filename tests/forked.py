@@ -1,60 +1,168 @@
-"""Runs the command line in a process forked off one that has imported the slow libraries already.
+"""Starts Python programs as copies of a process that has imported the slow libraries already.
 
-Every start of `python -m rlattn.cli` spends seconds on imports. What a test asserts of signals, of the interpreter's
-own end, of W&B (it makes its folder of temporary files at import) or of what is imported needs a real start.
+`[*PYTHON, "-m", "rlattn.cli", "train", …]` does what `[sys.executable, "-m", "rlattn.cli", "train", …]` does, without
+its many seconds of imports: a client that a test (or torchrun) starts, kills and waits for, and a server that forks a
+copy of itself for each client and gives it the client's arguments, environment, folder, stdin, stdout and stderr.
+Signals go through to the copy, and what ends the copy ends its client. What a test asserts of imports, of the
+terminal, of its parent, or of W&B (it makes its folder of temporary files at import) needs a real start.
 """
 
-import atexit
-import io
-import multiprocessing
+import contextlib
+import json
 import os
-import runpy
+import signal
+import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["rlattn.run.run", "rlattn.inspection.figures", "rlattn.evaluation.answers", "pytest"])
+PYTHON = (sys.executable, "-S", __file__)
+PRELOADED = (
+    "rlattn.run.run",
+    "rlattn.inspection.figures",
+    "rlattn.evaluation.answers",
+    "pytest",
+    "torch.distributed.run",
+)
+SERVER = "RLATTN_TESTS_FORK_SERVER"  # its socket's path
+STREAMS = 3
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run_cli(arguments: list[str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-    """What `python -m rlattn.cli ARGUMENTS` returns and prints."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        given = multiprocessing.reduction.DupFd(out.fileno()), multiprocessing.reduction.DupFd(err.fileno())
-        process = CONTEXT.Process(target=_run, args=(arguments, str(cwd), dict(os.environ), *given))
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(["rlattn", *arguments], timeout)
-        texts = []
-        for file in (out, err):
-            file.seek(0)
-            texts.append(file.read().decode(errors="replace"))
-        return subprocess.CompletedProcess(["rlattn", *arguments], process.exitcode, *texts)
+def start_server(folder: Path) -> subprocess.Popen:
+    """It ends with the process that started it, and imports when it is first asked."""
+    os.environ[SERVER] = str(folder / "fork-server")
+    return subprocess.Popen([sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, start_new_session=True)
 
 
-def _run(arguments: list[str], cwd: str, environment: dict[str, str], out: object, err: object) -> None:
+def main() -> None:
+    if sys.argv[1:] == ["--serve"]:
+        return serve()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(os.environ[SERVER])
+        asked = {"argv": sys.argv[1:], "cwd": os.getcwd(), "environment": dict(os.environ)}
+        text = json.dumps(asked).encode()
+        socket.send_fds(server, [len(text).to_bytes(8, "big")], list(range(STREAMS)))
+        server.sendall(text)
+        pid = int.from_bytes(_read(server, 8), "big")
+        for number in PASSED_ON:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda number, _: os.kill(pid, number))
+        status = int.from_bytes(_read(server, 8), "big")
+    if os.WIFSIGNALED(status):
+        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.WEXITSTATUS(status))
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = connection.recv(size - len(data))
+        if not more:
+            raise EOFError("the other end is gone")
+        data += more
+    return data
+
+
+def serve() -> None:
+    import importlib
+    import selectors
+
+    selector = selectors.DefaultSelector()
+    selector.register(0, selectors.EVENT_READ)  # closed by the end of the process that started this
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.environ[SERVER])
+    listener.listen(64)
+    selector.register(listener, selectors.EVENT_READ)
+    running: dict[int, socket.socket] = {}
+    while True:
+        for key, _ in selector.select(0.02 if running else None):
+            if key.fileobj == 0:
+                for pid in running:
+                    _kill(pid)
+                return
+            if key.fileobj is listener:
+                for name in PRELOADED:
+                    importlib.import_module(name)
+                connection, _ = listener.accept()
+                with contextlib.suppress(EOFError):
+                    data, streams, _, _ = socket.recv_fds(connection, 8, STREAMS)
+                    asked = json.loads(_read(connection, int.from_bytes(data, "big")))
+                    pid = os.fork()
+                    if pid == 0:
+                        run(asked, streams)
+                    for stream in streams:
+                        os.close(stream)
+                    connection.sendall(pid.to_bytes(8, "big"))
+                    running[pid] = connection
+                    selector.register(connection, selectors.EVENT_READ, pid)
+            else:  # its client was killed
+                _kill(key.data)
+                selector.unregister(key.fileobj)
+        for pid in list(running):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                connection = running.pop(pid)
+                with contextlib.suppress(KeyError):
+                    selector.unregister(connection)
+                with contextlib.suppress(OSError):
+                    connection.sendall(status.to_bytes(8, "big"))
+                connection.close()
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def run(asked: dict, streams: list[int]) -> None:
+    """In the copy: what `python ARGV` would do, to its end."""
+    import atexit
+    import io
+    import runpy
+    import threading
+
+    os.setsid()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
     os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(cwd)
-    for number, file in ((1, out), (2, err)):
-        os.dup2(file.detach(), number)  # type: ignore[attr-defined]
-    sys.stdin = io.StringIO()
-    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "w", closefd=False), line_buffering=True) for n in (1, 2))
-    sys.argv = ["rlattn", *arguments]
-    sys.path[:0] = [cwd, *environment["PYTHONPATH"].split(os.pathsep)]  # as `python -m` has it
+    os.environ.update(asked["environment"])
+    os.chdir(asked["cwd"])
+    sys.stdin, sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.FileIO(n, "r" if n == 0 else "w", closefd=False), line_buffering=True)
+        for n in range(STREAMS)
+    )
+    argv = [argument for argument in asked["argv"] if argument != "-u"]  # torchrun's: lines are not held back here
+    as_module = argv[0] == "-m"
+    sys.argv = argv[as_module:]
+    here = os.getcwd() if as_module else str(Path(argv[0]).parent.resolve())
+    sys.path[0] = here
+    sys.path[1:1] = asked["environment"].get("PYTHONPATH", "").split(os.pathsep)
+    if any("deepspeed" in argument for argument in argv):
+        import deepspeed.ops  # its faster gloo would be compiled first: two minutes in a new environment
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     code = 0
     try:
-        runpy.run_module("rlattn.cli", run_name="__main__", alter_sys=True)
+        if as_module:
+            runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

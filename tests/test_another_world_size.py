@@ -2,9 +2,9 @@
 
 import json
 import subprocess
-import sys
 
 from conftest import rlattn
+from forked import PYTHON
 
 from rlattn.bench import resume as bench_resume
 from rlattn.run_folder.jsonl import read_rows
@@ -52,6 +52,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
 def test_a_run_killed_under_deepspeed_ends_bit_for_bit_as_the_unbroken_one_and_keeps_its_ranks(tmp_path, monkeypatch):
     setting = bench_resume.Setting(2, 2, False)
     monkeypatch.setattr(bench_resume, "SETTINGS", (setting,))
+    monkeypatch.setattr(bench_resume, "PYTHON", PYTHON)
     (row,) = bench_resume.bench_resume(1, 0, tmp_path, print)
     assert row["kills"] == 1
     assert {name: row[name] for name in bench_resume.CHECKS} == dict.fromkeys(bench_resume.CHECKS, True)
@@ -69,8 +70,8 @@ def test_ranks_that_see_different_run_folders_are_told_so(tmp_path):
     first = rlattn("train", "quickstart", *SMALL, trainer(1, 8), cwd=tmp_path / "0")
     assert first.returncode == 0, first.stderr
     apart = f'cd "{tmp_path}/$RANK" && exec "$@"'  # as on nodes that share no folder
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python"]
-    command = [sys.executable, "-m", "rlattn.cli", "train", "quickstart", *SMALL, trainer(2, 4)]
+    launcher = [*PYTHON, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python"]
+    command = [*PYTHON, "-m", "rlattn.cli", "train", "quickstart", *SMALL, trainer(2, 4)]
     result = subprocess.run(
         [*launcher, "bash", "-c", apart, "-", *command], capture_output=True, text=True, timeout=300
     )

@@ -1,10 +1,8 @@
 """Credit inside real GRPO steps: uniform is plain TRL, no forward is added, both places give the same weights."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from conftest import torchrun
 from peft import LoraConfig
 from test_trl_contract import policy, trained  # noqa: F401
 from trl import GRPOTrainer
@@ -225,11 +223,7 @@ conftest.leave_ranks()
 
 def test_two_ranks_train_as_plain_trl_for_five_steps_and_agree_on_a_batch_s_heads(policy, tmp_path):  # noqa: F811
     (tmp_path / "two.py").write_text(UNIFORM_ON_TWO_RANKS)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    result = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path / "two.py"), str(policy), str(tmp_path)],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    result = torchrun("two.py", str(policy), str(tmp_path), cwd=tmp_path)
     assert result.stdout.count("equal") == 2, result.stderr
 
 

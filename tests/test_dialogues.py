@@ -2,14 +2,12 @@
 
 import json
 import math
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import rlattn
+from conftest import rlattn, torchrun
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from trl import GRPOConfig
@@ -200,10 +198,7 @@ conftest.leave_ranks()
 
 def test_two_ranks_credit_the_same_rollouts_as_one_would(policy, tmp_path):
     (tmp_path / "gathered.py").write_text(GATHERED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    result = subprocess.run(
-        [*command, "gathered.py", str(policy), str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    result = torchrun("gathered.py", str(policy), str(tmp_path), cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     completions, masks, rows = (ranks[0][key] + ranks[1][key] for key in ("completions", "masks", "rows"))

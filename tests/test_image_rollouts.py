@@ -5,7 +5,6 @@ Run as a script under torchrun it writes what its rank was told.
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, leave_ranks
+from conftest import leave_ranks, torchrun
 from datasets import Dataset
 from PIL import Image
 from transformers import (
@@ -279,17 +278,7 @@ def test_a_failure_is_kept_with_its_question(tmp_path):
 
 
 def test_two_ranks_are_told_what_one_is(run, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        __file__,
-        str(tmp_path),
-    ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPO / "tests"), str(REPO)])}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    result = torchrun(__file__, str(tmp_path), cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for name in ("prompts", "seen", "blind", "half"):

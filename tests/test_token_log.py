@@ -1,12 +1,11 @@
 """The token files: what the loss really used, for a few sampled rollouts, without touching training."""
 
 import json
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import torchrun
 from test_trl_contract import policy, trained  # noqa: F401
 from trl import GRPOTrainer
 
@@ -157,11 +156,7 @@ conftest.leave_ranks()
 def test_two_ranks_write_one_file_a_step(policy, tmp_path):  # noqa: F811
     (tmp_path / "two.py").write_text(TWO_RANKS)
     (tmp_path / "more").mkdir()
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    result = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path / "two.py"), str(policy), str(tmp_path)],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    result = torchrun("two.py", str(policy), str(tmp_path), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert [step for step, _ in token_files(tmp_path)] == [1, 2, 3]
     table = pq.read_table(token_files(tmp_path)[0][1]).to_pandas()

@@ -4,13 +4,11 @@ Run as a script under torchrun it syncs weights that are spread over ranks.
 """
 
 import copy
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPO, leave_ranks
+from conftest import REPO, leave_ranks, torchrun
 from datasets import Dataset
 from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig, get_peft_model
 from torch.distributed.fsdp import fully_shard
@@ -233,8 +231,7 @@ SPREAD = {"zero3": spread_under_zero3, "fsdp2": spread_under_fsdp2}
 
 
 def test_weights_spread_over_ranks():
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=300, check=False)
+    result = torchrun(__file__, cwd=REPO)
     assert result.returncode == 0, result.stderr
     assert [result.stdout.count(f"{kind}: as they are") for kind in SPREAD] == [2, 2]
 

@@ -30,6 +30,7 @@ from rlattn.run_folder.jsonl import read_rows
 from rlattn.types import RewardBatch, Rollout
 
 STEPS = 12
+PYTHON = (sys.executable, "-u")  # a killed rank has said all
 # In the environment of a session to be killed: rank, step, phase and milliseconds; a line for every start of its ranks.
 MOMENTS = "RLATTN_BENCH_KILLS"
 KILLS, STARTS = "kills", "starts"  # files in a run's folder: the time of every kill, and of rank 0's first steps
@@ -185,17 +186,12 @@ def _moments(draw: random.Random, setting: Setting, count: int) -> Iterator[str]
 
 def _session(setting: Setting, folder: Path, run: str, moments: Sequence[str] = ()) -> int:
     """Starts or goes on with a run; its exit code."""
-    command = [sys.executable, "-m", "rlattn.cli"]
+    recipe = str(shipped_dir("recipes") / "quickstart.yaml")
+    command = [*PYTHON, "-m", "rlattn.cli", "train", recipe, f"output_dir={run}", *_recipe(setting, folder)]
     if setting.ranks > 1:
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={setting.ranks}", "--standalone"]
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={setting.ranks}", "--standalone", "--no-python"]
         launcher += [f"--max-restarts={len(moments)}"] if setting.restarts else []
-        command = [sys.executable, *launcher, "-m", "rlattn.cli"]
-    command += [
-        "train",
-        str(shipped_dir("recipes") / "quickstart.yaml"),
-        f"output_dir={run}",
-        *_recipe(setting, folder),
-    ]
+        command = [*PYTHON, *launcher, *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", MOMENTS: "\n".join(moments)}
     environment["RLATTN_CACHE"] = str(folder.parent / "cache")
     with (folder / f"{run}.log").open("a") as log:
