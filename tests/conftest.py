@@ -23,7 +23,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.envir
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    os.environ["RLATTN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    os.environ["RLATTN_CACHE"] = str(shared / "cache")
 
 
 # A run of seconds: a barely warm-started policy, three steps.
