@@ -31,7 +31,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 # A run of seconds: a barely warm-started policy, three steps.
 SMALL = (
-    "policy.warm_start={steps: 30, batch_size: 16}",
+    "policy.warm_start={steps: 10, batch_size: 16, learning_rate: 1e-2}",
     "policy.supervised_control=false",
     "task={kind: arithmetic, terms: [3, 3], eval_rows: 8}",
     "rewards={accuracy: {}, format: {weight: 0.1}, variety: {python: 'variety:Variety'}}",

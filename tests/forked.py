@@ -22,7 +22,7 @@ PRELOADED = (
     "rlattn.inspection.figures",
     "rlattn.evaluation.answers",
     "pytest",
-    "torch.distributed.run",
+    "torch.distributed.launcher.api",
 )
 SERVER = "RLATTN_TESTS_FORK_SERVER"  # its socket's path
 STREAMS = 3

@@ -38,7 +38,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    return tiny_policy(TASK, warm_start=WarmStart(steps=40, batch_size=8, learning_rate=5e-3, noise=1.0))
+    return tiny_policy(TASK, warm_start=WarmStart(steps=16, batch_size=8, learning_rate=1e-2, noise=1.0))
 
 
 class Spy(AttentionGRPOTrainer):

@@ -277,7 +277,7 @@ def test_bad_input_is_refused_by_check(overrides, message):
 # A run ----------------------------------------------------------------------------------------------------------------
 
 QUICK = (
-    "policy.warm_start={steps: 30, batch_size: 16}",
+    "policy.warm_start={steps: 8, batch_size: 16}",
     "task={kind: arithmetic, terms: [2, 2], checks: [0, 2], eval_rows: 6, rl_rows: 4, efforts: [0.5, 1.0]}",
     "rewards.accuracy={weight: 0.1}",
     "trainer={max_steps: 2, num_generations: 4, per_device_train_batch_size: 6, max_completion_length: 32,"

@@ -26,7 +26,7 @@ def runs(tmp_path_factory):
     """`less` and `more`: two policies that know a task badly and well; `other`: another task's."""
     root = tmp_path_factory.mktemp("runs")
     make_run(root / "less", "quickstart", TASK, TRAINER, warm(8, noise=0.7))
-    make_run(root / "more", "quickstart", TASK, TRAINER, warm(30))
+    make_run(root / "more", "quickstart", TASK, TRAINER, warm(20))
     make_run(root / "other", "quickstart", TASK.replace("4", "3"), TRAINER, warm(1))
     return root
 

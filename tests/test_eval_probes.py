@@ -14,7 +14,7 @@ from rlattn.cli import main
 from rlattn.evaluation.perturbation import Trial, fitting_batches, pick_places, summary
 
 TRAINER = "trainer={max_steps: 1, max_completion_length: 24, per_device_eval_batch_size: 5}"
-WARM = "policy.warm_start={steps: 30, batch_size: 8, learning_rate: 5e-3, noise: 0}"
+WARM = "policy.warm_start={steps: 14, batch_size: 8, learning_rate: 2e-2, noise: 0}"
 
 
 def scripted(folder, line):
@@ -30,7 +30,7 @@ def runs(tmp_path_factory):
     scripted(root / "chooser", "<answer> B </answer>")
     make_run(root / "words", "quickstart", "task={python: 'opposites:Opposites'}", TRAINER, WARM)
     sums = "task={kind: arithmetic, terms: [3, 3], eval_rows: 4, train_rows: 64}"
-    make_run(root / "sums", "quickstart", sums, TRAINER.replace("24", "40"), WARM.replace("30", "8"))
+    make_run(root / "sums", "quickstart", sums, TRAINER.replace("24", "40"), WARM.replace("14", "4"))
     return root
 
 

@@ -7,7 +7,7 @@ from evaluated import answers_in, evaluate, make_run, report_in
 
 from rlattn.tasks import Ledger, Questions
 
-WARM = "policy.warm_start={steps: 40, batch_size: 8, learning_rate: 5e-3, noise: 0.5}"
+WARM = "policy.warm_start={steps: 16, batch_size: 8, learning_rate: 1e-2, noise: 0.5}"
 
 
 def figures_of(run, out, *arguments):

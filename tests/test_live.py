@@ -4,9 +4,9 @@ import os
 import pty
 import re
 import subprocess
-import sys
 
 import pytest
+from forked import PYTHON
 
 from rlattn.progress import visible
 from rlattn.run.live_table import sparkline
@@ -21,7 +21,7 @@ SMALL = (
 
 def test_a_run_on_a_terminal_shows_numbers_their_course_and_the_last_completion(tmp_path):
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "rlattn.cli", "train", "quickstart", *SMALL, "output_dir=run"]
+    command = [*PYTHON, "-m", "rlattn.cli", "train", "quickstart", *SMALL, "output_dir=run"]
     environment = {**os.environ, "COLUMNS": "120", "TERM": "xterm-256color"}
     process = subprocess.Popen(command, cwd=tmp_path, stderr=theirs, stdout=subprocess.PIPE, env=environment)
     os.close(theirs)

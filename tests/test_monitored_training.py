@@ -24,7 +24,7 @@ TASK = Ledger(train_rows=32, eval_rows=8)
 
 @pytest.fixture(scope="module")
 def policy():
-    return tiny_policy(TASK, warm_start=WarmStart(steps=100, batch_size=16, learning_rate=5e-3, noise=0.5))
+    return tiny_policy(TASK, warm_start=WarmStart(steps=40, batch_size=8, learning_rate=1e-2, noise=0.5))
 
 
 def trained(policy, folder, rewards, *, resume=False, **settings):

@@ -11,7 +11,8 @@ from test_resume import untimed
 from rlattn.run_folder.jsonl import read_rows
 
 SMALL = (
-    "policy.warm_start.steps=40", "trainer.max_steps=4", "trainer.save_steps=2", "trainer.eval_steps=2",
+    "policy.warm_start.steps=8", "policy.warm_start.batch_size=8", "policy.supervised_control=false",
+    "trainer.max_steps=4", "trainer.save_steps=2", "trainer.eval_steps=2",
     "trainer.learning_rate=1e-3", "trainer.per_device_train_batch_size=8", "trainer.num_generations=4",
     "trainer.per_device_eval_batch_size=8", "task.eval_rows=4", "output_dir=run", "resume.keep_last=2",
 )  # fmt: skip

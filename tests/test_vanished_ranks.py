@@ -139,7 +139,7 @@ def test_code_of_the_users_that_ends_the_process_is_no_end_of_the_run(code, tmp_
 import sys
 from rlattn import cli
 from rlattn.run import run
-def ending(recipe, watchdog):
+def ending(recipe, found, watchdog):
     sys.exit({code})
 run._train = ending
 cli.main(["train", "quickstart", "output_dir={tmp_path}/run"])
