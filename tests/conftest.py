@@ -31,7 +31,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 # A run of seconds: a barely warm-started policy, three steps.
 SMALL = (
-    "policy.warm_start={steps: 10, batch_size: 16, learning_rate: 1e-2}",
+    "policy.warm_start={steps: 18, batch_size: 16, learning_rate: 1e-2}",
     "policy.supervised_control=false",
     "task={kind: arithmetic, terms: [3, 3], eval_rows: 8}",
     "rewards={accuracy: {}, format: {weight: 0.1}, variety: {python: 'variety:Variety'}}",
@@ -50,22 +50,11 @@ SLOW = {
     "token_log", "trl_contract", "vanished_ranks", "wandb_account", "weight_sync",
 }  # fmt: skip
 
-# Tests of a minute or more that have a shorter one of the same kind beside them: .ci/run has 20 minutes.
-LONG = (
-    "test_a_run_killed_under_deepspeed_ends_bit_for_bit_as_the_unbroken_one_and_keeps_its_ranks",
-    "test_a_run_gone_on_with_from_an_early_checkpoint_is_the_unbroken_one",
-    "test_a_run_with_a_damaged_checkpoint",
-    "test_ranks_whose_parent_is_told_to_stop_or_killed_save_and_the_same_command_goes_on[15",
-    "test_monitored_training.py",
-)
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem.removeprefix("test_") in SLOW:
             item.add_marker("slow")
-        if any(name in item.nodeid for name in LONG):
-            item.add_marker("long")
 
 
 def pytest_configure(config: pytest.Config) -> None:

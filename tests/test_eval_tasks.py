@@ -36,7 +36,7 @@ def test_dialogues_tell_what_was_found_out(dialogues, tmp_path, capsys):
 
 def test_the_ledger_game_tells_conduct_and_dtr_from_its_own_truth(tmp_path):
     task = "task={kind: ledger, train_rows: 60, eval_rows: 12}"
-    run = make_run(tmp_path / "run", "ledger_tiny", task, WARM)
+    run = make_run(tmp_path / "run", "ledger_tiny", task, WARM.replace("16", "32", 1))
     answers, figures = figures_of(run, tmp_path / "out", "--against", "tiny-reasoner", "--samples", 2)
     game = Ledger(train_rows=60, eval_rows=12)
     rows = game.rows("eval")

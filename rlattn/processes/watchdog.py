@@ -37,6 +37,10 @@ ABSENT_POLLS = 60  # between two words about ranks that have not come
 AUDIBLE = {*TIMED} - {"checkpoint"}
 
 
+class OtherRankFailed(RuntimeError):
+    """What this rank met is an echo: another rank failed first, as the message says."""
+
+
 class Watchdog:
     """`with Watchdog(…):` around training. An exception that leaves the block is told to the other ranks.
 
@@ -71,7 +75,7 @@ class Watchdog:
         # what this rank met can be an echo of the first failure, such as a lost peer
         if first != own and not isinstance(error, UserError):
             print(f"rlattn (rank {rank()}): {first}", file=sys.stderr, flush=True)
-            raise SystemExit(1) from None
+            raise OtherRankFailed(first) from None
         self.phases.enter("end")
         with contextlib.suppress(RuntimeError):
             self._speak()  # nobody shall wait for the next word

@@ -22,7 +22,7 @@ from rlattn.preflight.preflight import Cleared
 from rlattn.processes.phases import Phases
 from rlattn.processes.process_group import renew_store
 from rlattn.processes.signals import StopSignals
-from rlattn.processes.watchdog import Watchdog
+from rlattn.processes.watchdog import OtherRankFailed, Watchdog
 from rlattn.progress import duration
 from rlattn.rank import is_main, say, world_size
 from rlattn.recipe.constraints import number
@@ -45,8 +45,9 @@ def train(recipe: Recipe, found: Cleared | None = None) -> None:
     """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
     phases = Phases()
     try:
-        with Watchdog(phases, recipe.resume.stall_seconds) as watchdog:
-            stopped_by = record(_told)(recipe, found, watchdog)  # torchrun then ends with the first error of any rank
+        stopped_by = record(_watched)(recipe, found, phases)  # torchrun then ends with the first error of any rank
+    except OtherRankFailed:
+        sys.exit(1)
     except KeyboardInterrupt:
         kept = checkpoints(recipe.run_dir / "checkpoints")
         say(f"\nrlattn: interrupted; the same command {f'goes on from {kept[-1].name}' if kept else 'starts over'}.")
@@ -57,6 +58,11 @@ def train(recipe: Recipe, found: Cleared | None = None) -> None:
         raise
     if stopped_by:
         sys.exit(128 + stopped_by)
+
+
+def _watched(recipe: Recipe, found: Cleared | None, phases: Phases) -> int:
+    with Watchdog(phases, recipe.resume.stall_seconds) as watchdog:
+        return _told(recipe, found, watchdog)
 
 
 def _told(recipe: Recipe, found: Cleared | None, watchdog: Watchdog) -> int:
