@@ -1,5 +1,6 @@
 import random
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import get_context
 from random import Random
@@ -8,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlattn.policy.tiny import tiny_policy, train_supervised
+from rlattn.policy.tiny import _Float32, tiny_policy, train_supervised
 from rlattn.tasks.arithmetic import Arithmetic
 from rlattn.tasks.countdown import Countdown
 from rlattn.types import WarmStart
@@ -132,3 +133,21 @@ def test_supervised_training_learns_and_stops_at_its_budget(loaded):
 def test_bad_warm_start_options_are_named(options):
     with pytest.raises(ValueError, match=list(options)[0]):
         WarmStart(**options)
+
+
+def test_a_warm_start_orthogonalises_in_float32_on_every_device():
+    torch.manual_seed(0)
+    gradient = torch.randn(4, 8)
+    expected = gradient / gradient.norm()
+    for _ in range(5):  # Newton-Schulz, as Muon has it
+        square = expected @ expected.T
+        expected = 3.4445 * expected + (-4.7750 * square + 2.0315 * square @ square) @ expected
+    steps = {}
+    for name, context in (("ours", _Float32()), ("torch's own", nullcontext())):
+        weight = torch.nn.Parameter(torch.zeros(4, 8))
+        weight.grad = gradient.clone()
+        with context:
+            torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+        steps[name] = -weight.detach() / (0.2 * 8**0.5)
+    assert torch.allclose(steps["ours"], expected, atol=1e-5)
+    assert not torch.allclose(steps["torch's own"], expected, atol=1e-4)  # where not, _Float32 is of no use any more

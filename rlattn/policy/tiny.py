@@ -13,13 +13,14 @@ from dataclasses import asdict
 from math import cos, pi
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 import torch
 import transformers
 from filelock import FileLock
 from torch.nn.functional import cross_entropy
+from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from rlattn.errors import UserError
@@ -159,14 +160,24 @@ def train_supervised(
         loss = cross_entropy(logits[predicted].float(), labels[:, 1:][predicted])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        with _Float32():
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
         step, tokens = step + 1, tokens + count
         if progress:
             progress(*((step, steps) if steps else (min(tokens, budget), budget)), loss.item())
     model.train(was_training)
     return tokens
+
+
+class _Float32(TorchFunctionMode):
+    """Keeps torch's Muon from orthogonalising in bfloat16: a CPU without instructions for it takes many times as long
+    as in float32, and a warm start would spend three quarters of its time there.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return func(*args, **(kwargs or {})) if func is not torch.Tensor.bfloat16 else args[0].float()
 
 
 def _optimizers(model: transformers.PreTrainedModel, learning_rate: float) -> list[torch.optim.Optimizer]:
