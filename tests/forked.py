@@ -50,7 +50,8 @@ def main() -> None:
                 signal.signal(number, lambda number, _: os.kill(pid, number))
         status = int.from_bytes(_read(server, 8), "big")
     if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL's cannot be set
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.WEXITSTATUS(status))
 
