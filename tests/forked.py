@@ -23,6 +23,7 @@ PRELOADED = (
     "rlattn.evaluation.answers",
     "pytest",
     "torch.distributed.launcher.api",
+    "deepspeed",
 )
 SERVER = "RLATTN_TESTS_FORK_SERVER"  # its socket's path
 STREAMS = 3
@@ -66,8 +67,16 @@ def _read(connection: socket.socket, size: int) -> bytes:
     return data
 
 
-def serve() -> None:
+def _preload() -> None:
     import importlib
+
+    for name in PRELOADED:
+        importlib.import_module(name)
+    # Its faster gloo would be compiled by the first run under DeepSpeed: minutes in a new environment.
+    sys.modules["deepspeed.ops"].__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def serve() -> None:
     import selectors
 
     selector = selectors.DefaultSelector()
@@ -84,20 +93,27 @@ def serve() -> None:
                     _kill(pid)
                 return
             if key.fileobj is listener:
-                for name in PRELOADED:
-                    importlib.import_module(name)
+                _preload()
                 connection, _ = listener.accept()
-                with contextlib.suppress(EOFError):
+                streams: list[int] = []
+                try:
                     data, streams, _, _ = socket.recv_fds(connection, 8, STREAMS)
                     asked = json.loads(_read(connection, int.from_bytes(data, "big")))
                     pid = os.fork()
                     if pid == 0:
-                        run(asked, streams)
-                    for stream in streams:
-                        os.close(stream)
-                    connection.sendall(pid.to_bytes(8, "big"))
+                        try:
+                            run(asked, streams)
+                        finally:
+                            os._exit(1)
                     running[pid] = connection
                     selector.register(connection, selectors.EVENT_READ, pid)
+                    connection.sendall(pid.to_bytes(8, "big"))
+                except (EOFError, OSError, ValueError):  # a client that was killed while it asked
+                    if connection not in running.values():
+                        connection.close()
+                finally:
+                    for stream in streams:
+                        os.close(stream)
             else:  # its client was killed
                 _kill(key.data)
                 selector.unregister(key.fileobj)
@@ -141,10 +157,6 @@ def run(asked: dict, streams: list[int]) -> None:
     here = os.getcwd() if as_module else str(Path(argv[0]).parent.resolve())
     sys.path[0] = here
     sys.path[1:1] = asked["environment"].get("PYTHONPATH", "").split(os.pathsep)
-    if any("deepspeed" in argument for argument in argv):
-        import deepspeed.ops  # its faster gloo would be compiled first: two minutes in a new environment
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     code = 0
     try:
         if as_module:
