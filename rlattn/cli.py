@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rlattn.errors import UserError, file_faults
+from rlattn.errors import UserError, file_faults, names_too_long
 from rlattn.evaluation.command import evaluate
 from rlattn.processes.imports import heavy_imports, quiet
 
@@ -34,7 +34,8 @@ Overrides = Annotated[
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. A UserError ends it with one message and exit code 2, without a traceback."""
     try:
-        app(arguments)
+        with names_too_long():
+            app(arguments)
     except UserError as error:
         text = os.environ.get("RANK", "0")
         rank = int(text) if text.isdecimal() else 0

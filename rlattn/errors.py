@@ -53,6 +53,17 @@ def file_faults(where: str | Path) -> Iterator[None]:
         raise UserError(str(error.filename or where), f"cannot be read or written: {error.strerror}.") from None
 
 
+@contextmanager
+def names_too_long() -> Iterator[None]:
+    """A name longer than the file system allows becomes a UserError: asking whether such a file exists raises too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or error.filename is None:
+            raise
+        raise UserError(f"{str(error.filename)[:80]}…", "is a longer name than the file system allows.") from None
+
+
 class HubUnreachable(UserError):
     """A hub id that cannot be looked up for want of a network: `rlattn check` goes on, a run does not."""
 

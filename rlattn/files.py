@@ -1,6 +1,7 @@
 """Where a recipe and the files it names lie: beside it, in the working directory, or among the shipped files."""
 
 import difflib
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -68,3 +69,17 @@ def nearest_file(path: str, base: Path) -> str:
     near = difflib.get_close_matches(Path(path).name, names, n=1)
     looked = "Looked beside the recipe, in the working directory and among the shipped files."
     return f"Did you mean '{Path(path).parent / near[0]}'? {looked}" if near else looked
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError where a run's folder could not be made."""
+    try:
+        parent = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    except OSError as error:
+        raise UserError("output_dir", f"cannot be looked for: {error.strerror}.", "Name another.") from None
+    if folder.is_symlink() and not folder.exists():
+        raise UserError("output_dir", f"{folder} is a link that leads nowhere.", "Remove it, or name another.")
+    if parent is None or not parent.is_dir():
+        raise UserError("output_dir", f"{folder} cannot be made: {parent} is no folder.", "Name another.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError("output_dir", f"{folder} cannot be made: {parent} is not writable.", "Name another.")

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from rlattn.cli import main
 from rlattn.errors import UserError
 from rlattn.preflight.check import check
 from rlattn.preflight.data_rows import look_at_data
@@ -20,6 +21,7 @@ task: {kind: arithmetic}
 rewards: {accuracy: {weight: 1.0}}
 trainer: {max_steps: 10, per_device_train_batch_size: 8, num_generations: 8}
 """
+LONG = "x" * 300
 DATASET = "task={kind: dataset, path: rows.jsonl, eval_rows: 1}"
 
 # (what the user wrote: overrides, or a whole recipe; what the message must hold)
@@ -91,6 +93,7 @@ BROKEN: list[tuple[list[str] | str, list[str]]] = [
     (["trainer.eval_strategy=epoch"], ["trainer.eval_strategy", "eval_steps"]),
     (["trainer.save_strategy=best"], ["trainer.save_strategy"]),
     (["trainer.bf16=true", "trainer.fp16=true"], ["trainer.bf16", "fp16"]),
+    ([f"output_dir={'x' * 300}"], ["output_dir", "too long"]),
     (["trainer.deepspeed=launch/deepspeed/zero4.json"], ["trainer.deepspeed", "no file", "zero3.json"]),
     (
         ["policy.stop_strings=[x]", "trainer.mask_truncated_completions=true"],
@@ -246,6 +249,24 @@ def test_exit_code_2_no_traceback_and_at_once(command, index, folder):
         assert part in result.stderr
     assert time.monotonic() - began < 30, "it is refused before anything heavy is imported"
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", LONG],
+        ["check", "quickstart", f"task={{kind: dataset, path: {LONG}}}"],
+        ["check", "quickstart", "policy.warm_start=null", "policy.supervised_control=false", f"policy.path=./{LONG}/x"],
+        ["eval", LONG],
+        ["report", LONG],
+        ["compare", LONG, LONG],
+    ],
+)
+def test_a_name_that_no_file_system_takes_is_a_users_mistake(arguments, capsys, folder):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_a_missing_recipe_names_the_nearest(folder):

@@ -189,7 +189,7 @@ def test_every_rule_says_what_it_needs(name):
     rule = CREDIT_RULES[name]()
     assert isinstance(rule, CreditRule)
     assert rule.needs_entropy == (name == "entropy")
-    assert rule.needs_attention == (name not in ("uniform", "random", "entropy"))
+    assert getattr(rule, "reads_fai", False) == (name in ("global_anchor", "coupled_rhythm", "shuffled"))
 
 
 def test_a_number_that_a_rule_goes_on_counting_is_kept_as_it_was():

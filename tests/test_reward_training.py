@@ -134,6 +134,20 @@ class Hanging:
         return 1.0
 
 
+def end():
+    import os
+
+    os._exit(3)
+
+
+class EndsOnArrival:
+    def __reduce__(self):
+        return end, ()
+
+    def score(self, rollout):
+        return 1.0
+
+
 @dataclass
 class Dying:
     timeout: float = 5
@@ -157,6 +171,17 @@ def test_a_score_that_hangs_or_ends_its_process_costs_only_itself():
     worker = ScoreWorker(Dying(), 5)
     assert worker.score([rollout(2)]) == [(None, "ended its process")]
     worker.stop()
+
+
+def test_a_score_whose_process_cannot_start_is_told_as_that(capfd):
+    from rlattn.rewards.timeout import ScoreWorker
+    from rlattn.types import Rollout
+
+    rollout = Rollout(prompt="", prompt_text="", completion="", completion_ids=(2,), row={}, task=None)
+    worker = ScoreWorker(EndsOnArrival(), 5)
+    ((score, note), again) = worker.score([rollout, rollout])
+    assert score is None and note.startswith("its process did not start: ") and again == (None, note)
+    assert worker.process is None and worker.pipe is None
 
 
 @dataclass

@@ -7,6 +7,7 @@ from conftest import SMALL, rlattn
 from test_resume import untimed
 
 from rlattn.processes.process_group import stale_locks
+from rlattn.processes.signals import SIGNALS, StopSignals
 from rlattn.run_folder.jsonl import read_rows
 
 SIGNALLED = """
@@ -53,8 +54,10 @@ def test_ctrl_c_saves_and_stops_and_a_second_one_does_not_wait(folder, monkeypat
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so on
     monkeypatch.setenv("SIGNAL", "2")
     monkeypatch.setenv("TIMES", times)
-    result = rlattn("train", "quickstart", *RECIPE, "output_dir=run", cwd=folder)
-    signal.signal(signal.SIGINT, before)
+    try:
+        result = rlattn("train", "quickstart", *RECIPE, "output_dir=run", cwd=folder)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.returncode == 130, result.stderr
     assert said in result.stdout and "Ctrl-C again ends it at once" in result.stderr
 
@@ -76,6 +79,23 @@ def test_a_step_that_does_not_end_is_left_after_the_grace_time(folder, monkeypat
     result = rlattn("train", "quickstart", *RECIPE, "resume.grace_seconds=1", "output_dir=run", cwd=folder, timeout=240)
     assert result.returncode == 143
     assert "resume.grace_seconds = 1; the same command goes on" in result.stderr
+
+
+def test_what_listens_for_signals_leaves_the_process_as_it_was():
+    def own(number, frame):
+        pass
+
+    before = {number: signal.signal(number, own) for number in SIGNALS}
+    try:
+        stop = StopSignals(grace_seconds=1)
+        stop.listen()
+        assert all(signal.getsignal(number) != own for number in SIGNALS)
+        stop.leave()
+        assert all(signal.getsignal(number) == own for number in SIGNALS)
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_lock_that_a_killed_compiler_left_is_named(tmp_path, monkeypatch):

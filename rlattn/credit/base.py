@@ -37,7 +37,6 @@ class Amplify:
     normalize: Normalize = "none"
     """`mean_one` divides by the mean weight of the response, so that the size of the step stays GRPO's."""
 
-    needs_attention: ClassVar[bool] = True
     needs_entropy: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -24,7 +24,6 @@ SHUFFLED: dict[str, type] = {
 class Uniform:
     """Weight 1 everywhere: plain GRPO, bit for bit, through the same product as every rule."""
 
-    needs_attention: ClassVar[bool] = False
     needs_entropy: ClassVar[bool] = False
 
     def __call__(self, signals: Signals, step: int = 0) -> Credit:
@@ -41,8 +40,6 @@ class Random(Amplify):
 
     seed: int = 0
 
-    needs_attention: ClassVar[bool] = False
-
     def __call__(self, signals: Signals, step: int = 0) -> Credit:
         scores_BN = _draw(signals.mask_BN, self.seed, step)
         picked_BN = top_fraction(scores_BN, signals.mask_BN, self.top_fraction)
@@ -53,7 +50,6 @@ class Random(Amplify):
 class Entropy(Ranked):
     """Raises the tokens drawn with the highest entropy (baseline of arXiv 2510.13554, after arXiv 2506.01939)."""
 
-    needs_attention: ClassVar[bool] = False
     needs_entropy: ClassVar[bool] = True
 
     def __call__(self, signals: Signals, step: int = 0) -> Credit:
@@ -73,14 +69,16 @@ class Shuffled(CoupledRhythm):
     (seed, step) and the batch's shape, and is the same on any device.
     """
 
-    reads_fai: ClassVar[bool] = False
-
     of: Literal["local_chunk", "global_anchor", "coupled_rhythm"] = "coupled_rhythm"
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("of", self.of, tuple(SHUFFLED))
+
+    @property
+    def reads_fai(self) -> bool:
+        return getattr(SHUFFLED[self.of], "reads_fai", False)
 
     def __call__(self, signals: Signals, step: int = 0) -> Credit:
         rule = SHUFFLED[self.of]

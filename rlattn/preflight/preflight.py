@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlattn.errors import UserError
+from rlattn.files import check_writable
 from rlattn.preflight.data_rows import look_at_data
 from rlattn.preflight.hub import go_offline_if_unreachable
 from rlattn.preflight.policy_files import check_policy, strategy_of
@@ -57,6 +58,7 @@ def preflight(recipe: Recipe, ranks: int, depth: Depth) -> Cleared:
     task, rewards, credit = build_task(recipe), build_rewards(recipe), build_credit(recipe)
     if depth == "parts":
         return Cleared(task=task, rewards=rewards, credit=credit)
+    check_writable(recipe.run_dir)
     warnings = check_recipe(recipe, ranks)
     try:
         check_installed(recipe)

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,23 +41,28 @@ class StopSignals(TrainerCallback):
         """Main thread only."""
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
-        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        for number in self._heeded:
-            signal.signal(number, lambda *_: None)
+        self._former_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._former: dict[int, Any] = {}
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._heed(number, lambda *_: None)
         threading.Thread(target=self._wait_for_signal, daemon=True).start()
 
+    def _heed(self, number: int, handler: Callable[..., Any]) -> None:
+        self._former[number] = signal.signal(number, handler)
+
     def leave(self) -> None:
-        signal.set_wakeup_fd(-1)
-        for number in self._heeded:
-            signal.signal(number, signal.default_int_handler if number == CTRL_C else signal.SIG_DFL)
+        """The handlers are again those from before `listen`."""
+        signal.set_wakeup_fd(self._former_fd)
+        for number, handler in self._former.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by code that is not Python
         self._agreed.set()
+        self._writer.close()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        new = CTRL_C not in self._heeded and world_size() == 1 and signal.getsignal(CTRL_C) != signal.SIG_IGN
+        new = CTRL_C not in self._former and world_size() == 1 and signal.getsignal(CTRL_C) != signal.SIG_IGN
         if new:  # before the first step there is nothing to save, and it just ends
-            self._heeded.append(CTRL_C)
-            signal.signal(CTRL_C, lambda *_: signal.signal(CTRL_C, signal.default_int_handler))
+            self._heed(CTRL_C, lambda *_: signal.signal(CTRL_C, signal.default_int_handler))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         received = torch.tensor(self._received, device=args.device)
@@ -72,8 +78,11 @@ class StopSignals(TrainerCallback):
     def _wait_for_signal(self) -> None:
         number = 0
         while number not in SIGNALS:
-            number = self._reader.recv(1)[0]
-            if number in self._heeded and not self._received:
+            received = self._reader.recv(1)
+            if not received:  # `leave`
+                return self._reader.close()
+            number = received[0]
+            if number in self._former and not self._received:
                 self._received = number
                 if number == CTRL_C:
                     text = "stops after the step in progress, with a checkpoint; Ctrl-C again ends it at once."

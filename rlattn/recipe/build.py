@@ -29,7 +29,7 @@ OPTIONAL = {"prepare": 1, "tokens": 1, "parts": 1, "state_dict": 0, "load_state_
 # what is read of an object besides, so that a property of a user's own that raises does so here
 READ: dict[type, tuple[str, ...]] = {
     Task: ("metrics", "trace", "reply", "questions", "turn_tokens", "style"),
-    CreditRule: ("needs_attention", "needs_entropy", "top_fraction"),
+    CreditRule: ("needs_entropy", "reads_fai", "top_fraction"),
     Reward: (*OPTIONAL, "needs", "needs_of_task", "lag", "first_policy", "part_count", "part_weight"),
 }
 MOST_PARTS = 1024

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rlattn.errors import UserError, did_you_mean
-from rlattn.files import expanded
+from rlattn.files import expanded, is_there
 from rlattn.formats.effort import check_efforts
 from rlattn.formats.yaml import dump_yaml
 from rlattn.recipe import grpo_fields
@@ -285,7 +285,7 @@ class Recipe(Strict):
         kind, options = self.task.kind, self.task.options
         data = [options.get("path"), options.get("eval_path")] if kind == "dataset" else []
         paths = [self.policy.path if self.policy.path != TINY_POLICY else None, *data]
-        return [path for path in paths if isinstance(path, str) and not Path(path).exists()]
+        return [path for path in paths if isinstance(path, str) and not is_there(Path(path))]
 
     @property
     def keys(self) -> list[str]:

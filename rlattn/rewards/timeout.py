@@ -31,6 +31,12 @@ class ScoreWorker:
         while len(results) < len(rollouts):
             try:
                 pipe = self._started()
+            except Exception as error:
+                self.stop()
+                left = len(rollouts) - len(results)
+                results += [(None, f"its process did not start: {describe(error)}")] * left
+                break
+            try:
                 pipe.send(list(rollouts[len(results) :]))
                 while len(results) < len(rollouts):
                     if not pipe.poll(self.seconds):
@@ -59,15 +65,14 @@ class ScoreWorker:
         if self.pipe is None:
             # Not multiprocessing.Process: it would import the user's training script again.
             self.pipe, theirs = multiprocessing.Pipe()
-            command = [sys.executable, "-m", "rlattn.rewards.timeout", str(theirs.fileno())]
-            self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
-            )  # a signal that ends the run after this step is not meant for it
-            theirs.close()
+            with theirs:
+                command = [sys.executable, "-m", "rlattn.rewards.timeout", str(theirs.fileno())]
+                self.process = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+                )  # a signal that ends the run after this step is not meant for it
             self.pipe.send(self.reward)
             if not self.pipe.poll(START_SECONDS):
-                self.stop()
-                raise TimeoutError("the process that scores a reward did not start")
+                raise TimeoutError(f"nothing came from it in {START_SECONDS:g} s")
             self.pipe.recv()
         return self.pipe
 

@@ -38,12 +38,16 @@ from rlattn.run_folder.checkpoints import checkpoint_step, checkpoints, is_full_
 from rlattn.run_folder.folder import FAILURES, leave_run, lock_run, open_run, sound_checkpoint, start_run
 from rlattn.run_folder.jsonl import append_row
 
+TRACKER_VARIABLES = {
+    "WANDB_PROJECT", "WANDB_DIR", "WANDB_TAGS", "WANDB_RUN_ID", "WANDB_RESUME", "TENSORBOARD_LOGGING_DIR",
+}  # fmt: skip
 GLOO_SECONDS = 0.5  # its threads, when late, are so by milliseconds
 
 
 def train(recipe: Recipe, found: Cleared | None = None) -> None:
     """Runs a recipe to its end, or on from its last checkpoint. Raises UserError before any weight loads."""
     phases = Phases()
+    environment = dict(os.environ)
     try:
         stopped_by = record(_watched)(recipe, found, phases)  # torchrun then ends with the first error of any rank
     except OtherRankFailed:
@@ -56,6 +60,9 @@ def train(recipe: Recipe, found: Cleared | None = None) -> None:
         if is_main() and phases.trained:  # the watchdog is over, and leaves time for it
             say(f"\nwhat was logged so far: {write_report(recipe.run_dir)}")
         raise
+    finally:  # a second run of this process has a folder of its own
+        for name in TRACKER_VARIABLES - environment.keys():
+            os.environ.pop(name, None)
     if stopped_by:
         sys.exit(128 + stopped_by)
 
@@ -152,9 +159,9 @@ def _train(recipe: Recipe, found: Cleared | None, watchdog: Watchdog) -> int:
         fix = "Mend it, or set WANDB_MODE=offline: `wandb sync` uploads the run later."
         raise UserError("tracking.report_to", f"wandb: {describe(error)}.", fix) from None
     finally:
+        stop.leave()
         if isinstance(shown, LiveTable):
             shown.live.stop()  # whatever happened, the terminal gets its cursor back
-    stop.leave()
     if stop.stopped_by:
         saved = recipe.run_dir / "checkpoints" / f"checkpoint-{result.global_step}"
         say(

@@ -40,7 +40,6 @@ def open_run(recipe: Recipe) -> int | None:
         UserError: the folder holds something else, or a run of another recipe.
     """
     run = recipe.run_dir
-    check_writable(run)
     # hidden files: the lock, and what another rank is just writing
     if not run.is_dir() or all(path.name.startswith(".") for path in run.iterdir()):
         return 0
@@ -107,19 +106,6 @@ def holds_run(folder: Path) -> bool:
     logs = ("metrics.jsonl", "recipe.yaml", "environment.json")
     return any((folder / log).is_file() for log in logs) or bool(token_files(folder))
 
-
-def check_writable(folder: Path) -> None:
-    """Raises UserError where a run's folder could not be made."""
-    try:
-        parent = next((path for path in (folder, *folder.parents) if path.exists()), None)
-    except OSError as error:
-        raise UserError("output_dir", f"cannot be looked for: {error.strerror}.", "Name another.") from None
-    if folder.is_symlink() and not folder.exists():
-        raise UserError("output_dir", f"{folder} is a link that leads nowhere.", "Remove it, or name another.")
-    if parent is None or not parent.is_dir():
-        raise UserError("output_dir", f"{folder} cannot be made: {parent} is no folder.", "Name another.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError("output_dir", f"{folder} cannot be made: {parent} is not writable.", "Name another.")
 
 
 def lock_run(folder: Path) -> FileLock:

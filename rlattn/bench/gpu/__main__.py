@@ -41,6 +41,7 @@ PARTS = {  # name -> its function, what it shows, the most seconds it may take
     "written_step": ("training.written_step", "the metrics' share of a whole step, 8 x 8192 tokens", 1200),
 }
 DISTRIBUTED = ("zero3", "fsdp2")
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STARTING = threading.Lock()  # held while a part starts: a signal must end all that have started
 TIMED = ("triton_speed", "long_step", "train", "bench", "written_step")  # one at a time; the others first, side by side
 
@@ -66,7 +67,7 @@ def main() -> int:
         print("gpu_smoke: no GPU that torch can use; --device cpu --small runs what a CPU can.", file=sys.stderr)
         return 2
     rows: list[dict[str, Any]] = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _stopped)
     names = [*dict.fromkeys(given.parts or PARTS)]
@@ -118,9 +119,9 @@ def _run(name: str, scale: Scale) -> dict[str, Any]:
                 output, _ = part.communicate(timeout=patience)
                 found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
                 found = found or {"status": "failed", "detail": f"exit code {part.returncode}: {_last_line(output)}"}
-            except subprocess.TimeoutExpired as late:
+            except subprocess.TimeoutExpired:
                 _end(part.pid)
-                output = str(late.output)
+                output, _ = part.communicate()
                 found = {"status": "failed", "detail": f"still running after {patience} s"}
     found["seconds"] = round(time.monotonic() - began, 1)
     return found if found["status"] in ("ok", "skipped") else {**found, "output": output[-8000:]}
@@ -136,6 +137,8 @@ def _end(pid: int) -> None:
 
 
 def _stopped(number: int, _: object) -> None:
+    for heeded in STOPPING:  # a second one would wait for what the first one holds
+        signal.signal(heeded, signal.SIG_IGN)
     STARTING.acquire()  # for good: nothing starts any more
     for part in psutil.Process().children():
         _end(part.pid)

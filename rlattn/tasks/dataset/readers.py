@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlattn.errors import UserError, describe, did_you_mean
+from rlattn.files import is_there
 from rlattn.tasks.bad_rows import BadRows
 
 BINARY = (".parquet", ".arrow")
@@ -35,7 +36,7 @@ def is_hub_id(path: str) -> bool:
     return (
         re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) is not None
         and not kind_of(path)
-        and not Path(path).exists()
+        and not is_there(Path(path))
     )
 
 
@@ -44,7 +45,7 @@ def data_files(path: str, split: str) -> list[Path]:
     where = Path(path).expanduser()
     if where.is_dir():
         return _saved(where, split) or _of_split(where, split)
-    if not where.exists():
+    if not is_there(where):
         folder = where.parent
         if not folder.is_dir():
             raise UserError(path, f"no such file: the folder {folder} does not exist.")
