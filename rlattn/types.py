@@ -299,8 +299,8 @@ class CreditRule(Protocol):
     """What rlattn needs of a credit rule. A rule of your own: a class with this method, named by `python:` in a recipe.
 
     Two class attributes may say what a rule reads, both False where they are missing: `needs_entropy` (the signals then
-    hold the policy's entropy at every token) and `reads_fai` (a recipe whose responses are too short for any FAI is then
-    warned of). Weights that are negative or not finite are caught by `compute_credit`.
+    hold the policy's entropy at every token) and `reads_fai` (recipes whose responses are too short for any FAI are
+    then warned of). Weights that are negative or not finite are caught by `compute_credit`.
     """
 
     def __call__(self, signals: Signals, step: int = 0) -> Credit:

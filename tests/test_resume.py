@@ -103,12 +103,12 @@ def test_torchrun_restarts_killed_ranks_and_the_run_ends_bit_for_bit_as_the_unbr
         "tracking.token_every=1",
         "trainer={max_steps: 13, num_generations: 4, per_device_train_batch_size: 4, max_completion_length: 24,"
         " steps_per_generation: 2, num_iterations: 2, learning_rate: 1e-2, gradient_checkpointing: false,"
-        " eval_steps: 7, save_steps: 5, per_device_eval_batch_size: 8}",
-    )
-    whole = rlattn("train", "quickstart", *recipe, "output_dir=whole", cwd=tmp_path, ranks=2)
+        " eval_steps: 7, save_steps: 5, per_device_eval_batch_size: 8, ddp_find_unused_parameters: false}",
+    )  # three ranks: a sum of two has no order
+    whole = rlattn("train", "quickstart", *recipe, "output_dir=whole", cwd=tmp_path, ranks=3)
     assert whole.returncode == 0, whole.stderr
-    monkeypatch.setenv("DIES", "1,0")
-    killed = rlattn("train", "quickstart", *recipe, "output_dir=killed", cwd=tmp_path, ranks=2, restarts=2)
+    monkeypatch.setenv("DIES", "2,0")
+    killed = rlattn("train", "quickstart", *recipe, "output_dir=killed", cwd=tmp_path, ranks=3, restarts=2)
     assert killed.returncode == 0, killed.stderr
     assert killed.stdout.count(f"continuing from {tmp_path}/killed/checkpoints/checkpoint-10") == 2
     models = [load_file(tmp_path / run / "model/adapter_model.safetensors") for run in ("whole", "killed")]

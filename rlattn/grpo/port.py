@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -372,6 +373,27 @@ class Port:
     def restore_loss(self, place: dict[str, Any]) -> None:
         """The loss between two log lines, once transformers has begun to train."""
         self._trainer._tr_loss, self._trainer._globalstep_last_logged = place["loss"], place["last_logged"]
+
+    def order_gradients(self) -> None:
+        """Makes DDP sum gradients in the order that it would have in an unbroken run.
+
+        DDP puts the parameters into the order of their gradients after the first backward pass of a process, and a sum
+        over three or more ranks depends on that order. So a process that goes on from a checkpoint makes that pass
+        beforehand, over a meaningless text; no gradient of it is kept, no random number is drawn. Collective. Not for
+        policies that read images: a text alone gives their vision tower no gradient. Cost: one pass over 16 tokens.
+        """
+        model = self._trainer.model_wrapped
+        if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters:
+            return
+        if self.processor is not self.tokenizer:
+            return
+        ids_1N = torch.arange(16, device=self.device)[None]
+        training = model.training
+        model.train()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            model(input_ids=ids_1N, attention_mask=torch.ones_like(ids_1N)).logits.sum().backward()
+        model.zero_grad(set_to_none=True)
+        model.train(training)
 
     def count_micro_batches(self, done: int) -> None:
         """Tells TRL how many micro-batches of the run are over."""

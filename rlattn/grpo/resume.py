@@ -173,6 +173,7 @@ class ExactResume(TrainerCallback):
     def load(self, folder: Path) -> None:
         """Reads it back. Written by another number of ranks, an unfinished window's rollouts are generated anew."""
         port = self._port
+        port.order_gradients()
         self._rewards.load(folder)
         device: Any = "cpu" if port.device.type == "cpu" else port.device  # torch.load knows no "cpu:0"
         if self._reader and self._reader.attention.scope == "calibrated" and (folder / HEADS_FILE).is_file():

@@ -55,7 +55,7 @@ class StopSignals(TrainerCallback):
         """The handlers are again those from before `listen`."""
         signal.set_wakeup_fd(self._former_fd)
         for number, handler in self._former.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by code that is not Python
+            signal.signal(number, handler or signal.SIG_DFL)  # None: set by code that is not Python
         self._agreed.set()
         self._writer.close()
 

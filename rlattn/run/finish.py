@@ -119,7 +119,9 @@ def closing_words(recipe: Recipe, summary: dict[str, Any], report: Path) -> str:
         ]
     at_start = by_effort(before)
     for effort, (accuracy, tokens) in by_effort(after).items():
-        was = f" (before {100 * at_start[effort][0]:.1f} %, {at_start[effort][1]:.0f} tokens)" if effort in at_start else ""
+        was = ""
+        if effort in at_start:
+            was = f" (before {100 * at_start[effort][0]:.1f} %, {at_start[effort][1]:.0f} tokens)"
         lines.append(f"  at effort {effort}  {100 * accuracy:.1f} %, {tokens:.0f} tokens of thought{was}")
     if control:
         lines.append(f"  supervised training on, same compute, instead of RL: {_evaluation_words(control)}")

@@ -107,7 +107,6 @@ def holds_run(folder: Path) -> bool:
     return any((folder / log).is_file() for log in logs) or bool(token_files(folder))
 
 
-
 def lock_run(folder: Path) -> FileLock:
     """Keeps a second process out of a run's folder for as long as this one lives. One rank only."""
     folder.mkdir(parents=True, exist_ok=True)
