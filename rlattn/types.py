@@ -78,10 +78,13 @@ class WarmStart:
     """How the built-in tiny policy learns a task's format before RL."""
 
     steps: int = 600
+    """Optimizer steps; so many teach a format, a minute on two CPU cores. Fewer leave RL more to learn."""
     noise: float = 0.1
-    """Chance that a worked step of a trace goes wrong, in [0, 1]."""
+    """Chance that a worked step of a trace goes wrong, in [0, 1]; above 0, so that RL finds both right and wrong."""
     batch_size: int = 32
+    """Traces a step."""
     learning_rate: float = 3e-3
+    """Of the optimizer (Muon for matrices), at its highest."""
     seed: int = 0
     """Apart from the run's seed, so that runs of several seeds share one warm start."""
 
@@ -147,13 +150,13 @@ class AttentionOptions:
     layers: tuple[int, ...] | None = None
     """0-based; the paper's five from the middle third unless given."""
     window: int = 10
-    """W of WAAD, in tokens."""
+    """W of WAAD, in tokens; 10, as in the paper."""
     horizon: tuple[int, int] = (10, 100)
-    """Hlo and Hhi of FAI, in tokens."""
+    """Hlo and Hhi of FAI, in tokens; 10 and 100, as in the paper."""
     rows: Literal["token", "predictor"] = "token"
     """A token's own row is the one in which it is the query; `predictor` takes the row that produced it."""
     share: float = 0.3
-    """Of the heads that a local or global set holds."""
+    """Share of the heads that a local or global set holds; 0.3, as in the paper."""
     scope: Literal["sequence", "batch", "calibrated"] = "sequence"
     """Head sets for every rollout, for every generation batch, or once, on the first batch."""
     backend: Literal["auto", "torch", "triton"] = "auto"

@@ -301,6 +301,7 @@ def test_bfloat16_metrics_are_those_of_float64_maps_of_the_same_queries_and_keys
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rlattn.attention.capture.attention_metrics", keep)
         found = captured(model, range(4))
+    assert len(kept) == 4
     mask_BN = batch()[1].bool()
     for layer, (query, key, settings) in kept.items():
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)

@@ -221,7 +221,6 @@ def test_second_rollouts_come_from_the_lagged_or_the_current_policy_and_leave_tr
     trainer = trained(policy, tmp_path, {"parity": Parity(), "second": reward}, max_steps=4)
     same = [old == now for _, old, now in reward.seen]
     assert same == [True, False, True, False]  # refreshed at steps 0, 2, 4
-    assert reward.seen[0][1] == reward.seen[1][1] or reward.seen[0][2] != reward.seen[1][2]
     assert [log["second/same"] for log in trainer.state.log_history[:4]] == [1, 0, 1, 0]
     plain = trained(policy, tmp_path / "plain", {"parity": Parity()}, max_steps=4)
     assert torch.equal(weights(trainer), weights(plain))

@@ -1,6 +1,8 @@
 """The shipped JSON schema: as the code makes it, accepted by every recipe, and as strict about one key as `check`."""
 
+import ast
 import copy
+import inspect
 import json
 from pathlib import Path
 
@@ -12,8 +14,22 @@ from rlattn.formats.yaml import override, parse_yaml
 from rlattn.recipe.build import build_credit, build_rewards, build_task
 from rlattn.recipe.json_schema import recipe_schema
 from rlattn.recipe.load import load_recipe, parse_recipe
+from rlattn.recipe.schema import (
+    CreditSpec,
+    Lora,
+    Plugin,
+    Policy,
+    Recipe,
+    Resume,
+    Rewards,
+    RewardSpec,
+    TaskSpec,
+    Tracking,
+)
+from rlattn.types import AttentionOptions, WarmStart
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+SECTIONS = (Recipe, Policy, Lora, Plugin, TaskSpec, Rewards, RewardSpec, CreditSpec, Tracking, Resume)
 SCHEMA = json.loads((RECIPES / "schema.json").read_text(encoding="utf-8"))
 
 
@@ -84,3 +100,16 @@ def test_what_is_allowed_is_not_marked(right):
     data = quickstart()
     override(data, right)
     assert errors(data) == []
+
+
+@pytest.mark.parametrize("section", [*SECTIONS, WarmStart, AttentionOptions], ids=lambda section: section.__name__)
+def test_every_key_of_a_section_says_below_what_it_is(section):
+    body = ast.parse(inspect.cleandoc(inspect.getsource(section))).body[0].body
+    keys = [place for place, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
+    undocumented = [
+        body[place].target.id
+        for place in keys
+        if not body[place].target.id.startswith("_")
+        and not (isinstance(body[place + 1], ast.Expr) and isinstance(body[place + 1].value, ast.Constant))
+    ]
+    assert keys and undocumented == []

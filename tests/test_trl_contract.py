@@ -83,7 +83,7 @@ def trained(trainer_class, policy, tmp_path, resume=False, reward_funcs=(), **op
     ],
     ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items()) or "default",
 )
-def test_uniform_credit_is_plain_trl_bit_for_bit(policy, tmp_path, options):
+def test_without_credit_training_is_plain_trl_bit_for_bit(policy, tmp_path, options):
     plain = trained(GRPOTrainer, policy, tmp_path / "plain", **options)
     ours = trained(AttentionGRPOTrainer, policy, tmp_path / "ours", **options)
     for (name, expected), (_, actual) in zip(

@@ -1,4 +1,4 @@
-"""`rlattn bench`: speed as ratios, both sides measured in turn in one run. Never a test: machines are noisy."""
+"""`rlattn bench step`: speed as ratios, both sides measured in turn in one run. Never a test: machines are noisy."""
 
 import tempfile
 from collections.abc import Callable

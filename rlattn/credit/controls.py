@@ -77,7 +77,7 @@ class Shuffled(CoupledRhythm):
         check_choice("of", self.of, tuple(SHUFFLED))
 
     @property
-    def reads_fai(self) -> bool:
+    def reads_fai(self) -> bool:  # type: ignore[override]  # a class's own, where it does not depend on an option
         return getattr(SHUFFLED[self.of], "reads_fai", False)
 
     def __call__(self, signals: Signals, step: int = 0) -> Credit:

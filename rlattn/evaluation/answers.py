@@ -1,7 +1,7 @@
 """Loads a model from a folder or the hub and lets it answer items, batch by batch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from rlattn.preflight.tokenizer_files import check_system_prompt
 from rlattn.preflight.weight_files import check_weight_files
 from rlattn.progress import progress
 from rlattn.recipe.schema import TINY_POLICY, Policy
-from rlattn.run.build import taught_task
+from rlattn.run.build import taught_task, warm_start_progress
 from rlattn.tasks.guarded_metrics import Safe, metrics_of, safe_text, safe_verify
 from rlattn.types import DialogueTask, Example, Messages
 
@@ -303,14 +303,7 @@ def is_cut(loaded: Loaded, ids: list[int], limit: int) -> bool:
 def _tiny(plan: Plan) -> Path:
     assert plan.task is not None
     task = taught_task(plan.recipe, plan.task)
-    with ExitStack() as stack:
-        update: Callable[[int, str], None] | None = None
-
-        def show(step: int, steps: int, loss: float) -> None:
-            nonlocal update
-            update = update or stack.enter_context(progress("warm start", steps, start=step - 1))
-            update(step, f"loss {loss:.3f}")
-
+    with warm_start_progress() as show:
         return make_tiny_policy(plan.recipe.policy, task, show)
 
 

@@ -64,18 +64,19 @@ def comparison(first: "Sequence[Answer]", second: "Sequence[Answer]") -> dict[st
     gains = [one - other for one, other in pairs if one is not None and other is not None]
     if not gains:
         return {}
-    low, high = gain_interval(gains)
-    difference = {"value": fmean(gains), "low": low, "high": high, "count": len(gains)}
-    found: dict[str, Any] = {"problems": len(gains), "difference": difference}
+    found: dict[str, Any] = {}
     if len(first) == len(ones):
         only_first, only_second = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
         value, low, high = paired_difference(only_first, only_second, len(gains))
-        found |= {
-            "difference": {"value": value, "low": low, "high": high},
+        found = {
             "only_first_right": only_first,
             "only_second_right": only_second,
             "mcnemar_p": mcnemar_exact(only_first, only_second),
         }
+    else:
+        value, (low, high) = fmean(gains), gain_interval(gains)
+    difference = {"value": value, "low": low, "high": high, "count": len(gains)}
+    found = {"problems": len(gains), "difference": difference, **found}
     names = sorted({name for answer in (*first, *second) for name in answer.measured or ()})
     found["metrics"] = {name: paired for name in names if (paired := _paired(first, second, name))}
     return found

@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        return dict(self.recipe.trainer.get("chat_template_kwargs") or {})
+        return self.recipe.template_kwargs
 
 
 def make_plan(

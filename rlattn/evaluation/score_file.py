@@ -85,16 +85,19 @@ def _scorer(reward: Reward, timeout: float | None) -> Callable[[Rollout], tuple[
     return lambda rollout: worker.score([rollout])[0]
 
 
-def summary_lines(scored: list[dict[str, Any]], shown: int = 10) -> list[str]:
+SHOWN = 10  # lines of a file whose scores are printed
+
+
+def summary_lines(scored: list[dict[str, Any]]) -> list[str]:
     """The first lines' scores, then mean, spread, neutral and failed counts of every reward."""
     names = [key for key in scored[0] if key not in ("line", "failed")]
     width = max(10, *(len(name) + 2 for name in names))
     lines = ["line".ljust(8) + "".join(name.rjust(width) for name in names)]
-    for row in scored[:shown]:
+    for row in scored[:SHOWN]:
         cells = ["neutral" if row[name] is None else f"{row[name]:.3f}" for name in names]
         lines.append(str(row["line"]).ljust(8) + "".join(cell.rjust(width) for cell in cells))
-    if len(scored) > shown:
-        lines.append(f"… {len(scored) - shown} more")
+    if len(scored) > SHOWN:
+        lines.append(f"… {len(scored) - SHOWN} more")
     values = {name: [row[name] for row in scored if row[name] is not None] for name in names}
     statistics = {
         "mean": [f"{fmean(values[n]):.3f}" if values[n] else "-" for n in names],

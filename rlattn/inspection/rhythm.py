@@ -5,7 +5,6 @@ Legend: T response tokens, L chosen layers, H heads, N positions (prompt and res
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from rlattn.attention.capture import capture, token_entropy
 from rlattn.attention.heads import average_over, receiver_heads
 from rlattn.errors import UserError, describe
 from rlattn.inspection.inputs import Text, check_architecture, load_config, load_tokenizer
+from rlattn.policy.generate import write_hf
 from rlattn.policy.load import load_model
 from rlattn.policy.prompts import chat_or_plain, piece_ids, render_ids, rendered_mark
 from rlattn.preflight.weight_files import check_weight_files
@@ -86,7 +86,7 @@ def read_rhythms(
     for one in encoded:
         _check_ids(one, model_path, context, text_config.vocab_size)
     model = load_model(model_path, "--model")
-    encoded = [one if one.response_ids else _write(model, one, max_new_tokens, context) for one in encoded]
+    encoded = [one if one.response_ids else _write(model, tokenizer, one, max_new_tokens, context) for one in encoded]
     rhythms = []
     with progress("texts", len(encoded)) as update:
         for done, one in enumerate(encoded, 1):
@@ -140,18 +140,12 @@ def _check_ids(one: Encoded, model_path: str, context: int | None, vocabulary: i
 
 
 @torch.no_grad()
-def _write(model: PreTrainedModel, one: Encoded, max_new_tokens: int, context: int | None) -> Encoded:
+def _write(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, one: Encoded, max_new_tokens: int, context: int | None
+) -> Encoded:
     room = max_new_tokens if context is None else min(max_new_tokens, context - len(one.prompt_ids))
-    prompt_1N = torch.tensor([one.prompt_ids], device=model.device)
-    writer: Any = model  # transformers' types do not know that it can generate
-    written = writer.generate(
-        input_ids=prompt_1N,
-        attention_mask=torch.ones_like(prompt_1N),
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=room,
-    )
-    return replace(one, response_ids=written[0, len(one.prompt_ids) :].tolist())
+    (response_ids,) = write_hf(model, tokenizer, [one.prompt_ids], max_new_tokens=room)
+    return replace(one, response_ids=response_ids)
 
 
 @torch.no_grad()

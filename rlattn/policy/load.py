@@ -23,11 +23,12 @@ from rlattn.attention.heads import layer_types
 from rlattn.errors import UserError, describe
 from rlattn.policy.prompts import render_ids
 from rlattn.preflight.architectures import NoSuchLayer, lora_parameters
+from rlattn.preflight.policy_files import teachable
 from rlattn.preflight.tokenizer_files import beyond_embeddings
 from rlattn.preflight.weight_files import adapter_as_policy, base_of
 from rlattn.recipe.constraints import check_lora_targets
 from rlattn.recipe.schema import TINY_POLICY, Policy
-from rlattn.types import Task, WarmStart, WarmStartable
+from rlattn.types import Task, WarmStart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,14 +162,8 @@ def make_tiny_policy(policy: Policy, task: Task, progress: Callable[..., None] |
     """The folder of the built-in policy, warm-started on the task's own traces; made once, then read from the cache."""
     from rlattn.policy.tiny import tiny_policy
 
-    if not isinstance(task, WarmStartable):
-        raise UserError(
-            "policy.path",
-            f"{TINY_POLICY} learns a task's format from its trace(), which {type(task).__name__} has not.",
-            "Use a task that has one (arithmetic, countdown, ledger), or a pretrained policy.",
-        )
     warm_start = policy.warm_start or WarmStart()
-    return tiny_policy(task, warm_start=warm_start, system_prompt=policy.system_prompt, progress=progress)
+    return tiny_policy(teachable(task), warm_start=warm_start, system_prompt=policy.system_prompt, progress=progress)
 
 
 def _check_lora(policy: Policy, config: dict[str, Any], model: PreTrainedModel | None) -> None:

@@ -47,17 +47,24 @@ def model_config(path: str, revision: str | None = None) -> dict[str, Any]:
         ) from None
 
 
+def teachable(task: Task) -> WarmStartable:
+    """The task, if it can teach the tiny policy its format. Raises UserError where it cannot."""
+    if not isinstance(task, WarmStartable):
+        raise UserError(
+            "policy.path",
+            f"{TINY_POLICY} learns a task's format from its trace(), which {type(task).__name__} has not.",
+            "Use a task that has one (arithmetic, countdown, ledger, questions), or a pretrained policy.",
+        )
+    return task
+
+
 def check_policy(recipe: Recipe, task: Task | None = None) -> dict[str, Any]:
     """The policy's config.json, if it is not made here. Raises UserError where there is none."""
     policy = recipe.policy
     if policy.path == TINY_POLICY:
         check_layers(recipe, ("full_attention",) * TINY_LAYERS)
-        if task is not None and not isinstance(task, WarmStartable):
-            raise UserError(
-                "policy.path",
-                f"{TINY_POLICY} learns a task's format from its trace(), which {type(task).__name__} has not.",
-                "Use a task that has one (arithmetic, countdown, ledger, questions), or a pretrained policy.",
-            )
+        if task is not None:
+            teachable(task)
         return {}
     if Path(policy.path).is_dir() and policy.revision:
         raise UserError("policy.revision", "is for hub ids; this policy is a local folder.", "Remove the key.")
@@ -68,7 +75,7 @@ def check_policy(recipe: Recipe, task: Task | None = None) -> dict[str, Any]:
     text = config.get("text_config") or config
     with suppress(ValueError):  # an architecture that rlattn cannot count
         check_lora_targets(policy, shared="embed_tokens" if read_model(config).tied else "")
-    check_tokenizer_files(policy, text.get("vocab_size"), dict(recipe.trainer.get("chat_template_kwargs") or {}))
+    check_tokenizer_files(policy, text.get("vocab_size"), recipe.template_kwargs)
     layers = text.get("num_hidden_layers")
     if isinstance(layers, int) and 0 < layers <= MOST_LAYERS:
         check_layers(recipe, tuple(text.get("layer_types") or ("full_attention",) * layers))

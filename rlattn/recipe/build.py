@@ -1,4 +1,4 @@
-"""From a recipe's `kind` or `python: module:Class` and options to a task or a reward."""
+"""From a recipe's `kind` or `python: module:Class` and options to a task, a reward or a credit rule."""
 
 import importlib
 import inspect

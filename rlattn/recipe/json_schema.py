@@ -31,7 +31,7 @@ def recipe_schema() -> Schema:
     definitions["RewardSpec"] |= _by_kind(REWARDS, shared["RewardSpec"], definitions)
     rewards = definitions["Rewards"]
     reward = {"anyOf": [{"$ref": "#/$defs/RewardSpec"}, {"type": "null"}]}
-    rewards["properties"] |= {name: _named(name, shared["RewardSpec"]) for name in REWARDS}
+    rewards["properties"] |= {name: _named(name) for name in REWARDS}
     rewards["additionalProperties"] = reward
     schema["properties"]["trainer"] = _trainer()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "A recipe of rlattn"}
@@ -47,7 +47,7 @@ def _by_kind(table: Mapping[str, type], shared: set[str], definitions: Schema) -
     return {"allOf": rules, "examples": [{"kind": kind} for kind in table]}
 
 
-def _named(kind: str, shared: set[str]) -> Schema:
+def _named(kind: str) -> Schema:
     """A reward by the name of a built-in kind: of that kind, unless it says another."""
     other = {"anyOf": [{"required": ["kind"]}, {"required": ["python"]}]}
     of_kind = {"if": {"type": "object", "not": other}, "then": {"$ref": f"#/$defs/options of {kind}"}}

@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a Recipe with absolute paths; what differs between two recipes."""
+"""From a YAML file and dotted overrides to a Recipe with absolute paths; what differs between two recipes."""
 
 import re
 from collections.abc import Mapping, Sequence

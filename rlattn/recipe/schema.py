@@ -1,4 +1,4 @@
-"""YAML -> a frozen, typed Recipe. Strict keys, dotted overrides, reasons in errors. Imports neither torch nor TRL."""
+"""A recipe as a frozen, typed object: its sections, their keys, defaults and bounds. Imports neither torch nor TRL."""
 
 import re
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Lora(Strict):
     """Low-rank adapters through PEFT (arXiv 2106.09685)."""
 
     r: int = Field(default=16, ge=1)
-    """Rank of the adapter."""
+    """Rank of the adapter; 16 is enough for RL, which changes weights little."""
     alpha: int = Field(default=32, gt=0)
     """The adapter's output is scaled by alpha / r; twice the rank, as is usual."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -60,15 +60,15 @@ class Policy(Strict):
     lora: Lora | None = None
     """Train an adapter; all weights unless given."""
     prompt_style: Literal["chat", "plain"] = "chat"
-    """Apply the chat template, or take prompts as they are."""
+    """Apply the chat template, as instruct models expect, or take prompts as they are (base models)."""
     system_prompt: str | None = None
-    """A system message before every chat prompt."""
+    """A system message before every chat prompt; none unless given, since many templates have their own."""
     stop_strings: tuple[Text, ...] = ()
-    """Texts that end a completion, besides its end token."""
+    """Texts that end a completion, besides its end token; none, where the policy writes that token."""
     warm_start: WarmStart | None = None
-    """Supervised training of `tiny-reasoner` on worked traces before RL."""
+    """Supervised training of `tiny-reasoner` on worked traces before RL; it knows nothing without."""
     supervised_control: bool = False
-    """After RL, spend the same compute on more of the warm start's training, for comparison."""
+    """After RL, spend the same compute on more of the warm start's training, to compare; it doubles the time."""
 
     @model_validator(mode="after")
     def _tiny_only(self) -> Self:
@@ -82,13 +82,13 @@ class Policy(Strict):
 
 
 class Plugin(BaseModel):
-    """A task or a reward: a built-in `kind`, or `python: module:Class`; every other key is one of its options."""
+    """A task, a reward or a rule: a built-in `kind`, or `python: module:Class`; the other keys are its options."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
     kind: str | None = None
-    """A built-in one."""
+    """A built-in one; this or `python`."""
     python: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """One of your own: `module:Class`."""
+    """One of your own: `module:Class`; this or `kind`."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -103,11 +103,11 @@ class Plugin(BaseModel):
 
 class TaskSpec(Plugin):
     efforts: tuple[float, ...] | None = None
-    """Shares of the usual thought that a prompt may ask for, as a line before it."""
+    """Shares of the usual thought that a prompt may ask for, as a line before it; no such line unless given."""
     rl_rows: int | None = Field(default=None, ge=1)
-    """RL trains on the first so many training rows; a warm start reads all of them."""
+    """RL trains on the first so many training rows, all unless given; a warm start reads all of them."""
     overlong: Literal["refuse", "drop"] = "refuse"
-    """Of a prompt that leaves no room for a completion in the context: refuse the run, or leave its row out."""
+    """Where a prompt leaves no room for a completion: refuse the run, so that it is noticed, or drop the row."""
 
     @field_validator("efforts")
     @classmethod
@@ -119,13 +119,13 @@ class TaskSpec(Plugin):
 
 class RewardSpec(Plugin):
     weight: float = Field(default=1.0, ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, allow_inf_nan=False, strict=True)
-    """What the reward is multiplied by."""
+    """What the reward is multiplied by; below 0 it is a penalty."""
     requires: Text | None = None
-    """Another reward: this one counts only where that one is at least 1."""
+    """Another reward: this one counts only where that one is at least 1; everywhere unless given."""
     warmup: float = Field(default=0.0, ge=0, le=1)
-    """Share of the run in which the weight rises from 0."""
+    """Share of the run in which the weight rises from 0; 0 for the whole weight from the first step."""
     decay: float = Field(default=0.0, ge=0, le=1)
-    """Share of the run, at its end, in which the weight falls to 0."""
+    """Share of the run, at its end, in which the weight falls to 0; 0 for none."""
     timeout: float | None = Field(default=None, gt=0, le=86_400)
     """Seconds for one score, in a process of its own; no limit unless given."""
 
@@ -142,7 +142,7 @@ class Rewards(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
     __pydantic_extra__: dict[str, RewardSpec] = Field(init=False)
     combine: Literal["sum", "decoupled"] = "sum"
-    """Add weighted rewards, then normalise in the group (GRPO); or normalise each first (GDPO)."""
+    """Add weighted rewards, then normalise in the group, as GRPO does; or normalise each first (GDPO)."""
     max_failed_share: float = Field(default=0.05, ge=0, le=1)
     """Share of a batch that may fail under one reward; more ends the run, since failures bias what is learned."""
 
@@ -189,9 +189,9 @@ class CreditSpec(Plugin):
     sign: Literal["both", "positive", "negative"] = "both"
     """Where the weights count: everywhere, as the paper finds best, or at one sign of the advantage."""
     warmup: float = Field(default=0.0, ge=0, le=1)
-    """Share of the run in which the weights rise from 1."""
+    """Share of the run in which the weights rise from 1; 0 for none, as in the paper."""
     decay: float = Field(default=0.0, ge=0, le=1)
-    """Share of the run, at its end, in which they fall back to 1."""
+    """Share of the run, at its end, in which they fall back to 1; 0 for none, as in the paper."""
 
     @property
     def applied(self) -> CreditOptions:
@@ -209,11 +209,11 @@ class Tracking(Strict):
     report_to: tuple[Literal["wandb", "trackio", "tensorboard"], ...] = ()
     """Trackers; none unless named, so that nothing leaves the machine by default."""
     project: Text = "rlattn"
-    """The project in the tracker."""
+    """The project in the tracker; one for all runs, so that they can be compared."""
     tags: tuple[Text, ...] = ()
-    """Tags in the tracker."""
+    """Tags in the tracker; none unless given."""
     samples: int = Field(default=3, ge=0)
-    """Held-out completions kept of every evaluation."""
+    """Held-out completions kept of every evaluation; three can be read at a glance."""
     token_rollouts: int = Field(default=8, ge=0)
     """Rollouts of a step whose tokens are kept in tokens/; 0 for none. Eight fit one screen of the report."""
     token_every: int = Field(default=10, ge=1)
@@ -226,13 +226,13 @@ class Resume(Strict):
     keep_last: int = Field(default=2, ge=1)
     """Newest checkpoints that are kept; two, in case the newest is damaged."""
     keep_best: bool = False
-    """Also keep the checkpoint with the best held-out accuracy."""
+    """Also keep the checkpoint with the best held-out accuracy; off, as it takes the room of one more."""
     grace_seconds: float = Field(default=120, gt=0, le=1e6)
-    """Seconds from a stop signal to the end of the step; then the rank exits without saving."""
+    """Seconds from a stop signal to the end of the step, then the rank exits unsaved; schedulers give about as long."""
     stall_seconds: float = Field(default=1800, gt=0, le=1e6)
     """Seconds that a rank may stay in one phase; then the run ends. Half an hour covers the longest generation."""
     allow_changed: tuple[Text, ...] = ()
-    """Recipe keys that may differ from the run that is continued."""
+    """Recipe keys that may differ from the run that is continued; none unless named, as its result would differ."""
 
 
 class Recipe(Strict):
@@ -241,19 +241,25 @@ class Recipe(Strict):
     name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
     """Names the run in trackers, and its folder."""
     seed: int = Field(default=0, ge=0, lt=2**32, strict=True)
-    """Of sampling, of the order of prompts and of new weights."""
+    """Of sampling, of the order of prompts and of new weights (an adapter's)."""
     output_dir: Text | None = None
     """The run folder; `runs/NAME` unless given."""
     policy: Policy
+    """The model to train."""
     task: TaskSpec
+    """What it is trained on: prompts and how an answer is judged."""
     rewards: Rewards
+    """What a completion is paid for; at least one."""
     credit: CreditSpec | None = None
     """A credit rule; GRPO's equal credit unless given."""
     attention: AttentionOptions = AttentionOptions()
+    """What a credit rule reads from the policy's attention; the paper's settings unless given."""
     trainer: dict[str, Any] = Field(default_factory=dict)
-    """TRL's own GRPOConfig keys."""
+    """TRL's own GRPOConfig keys, with TRL's defaults, but one log line a step."""
     tracking: Tracking = Tracking()
+    """Where a run is followed, besides its folder."""
     resume: Resume = Resume()
+    """What is kept to go on from, and how a run stops."""
 
     @field_validator("trainer")
     @classmethod
@@ -286,6 +292,11 @@ class Recipe(Strict):
         data = [options.get("path"), options.get("eval_path")] if kind == "dataset" else []
         paths = [self.policy.path if self.policy.path != TINY_POLICY else None, *data]
         return [path for path in paths if isinstance(path, str) and not is_there(Path(path))]
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """What the chat template is given besides the messages."""
+        return dict(self.trainer.get("chat_template_kwargs") or {})
 
     @property
     def keys(self) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from rlattn.errors import UserError, describe
 from rlattn.formats.yaml import parse_yaml
 from rlattn.recipe.load import parse_recipe
+from rlattn.recipe.schema import flat
 from rlattn.report.data import HIDDEN, caption, curves
 from rlattn.report.logs import read_metrics
 from rlattn.report.metrics import describe_metric
@@ -140,17 +141,7 @@ def flat_recipe(run: Path, missing: list[str]) -> dict[str, Any]:
         json.dumps(recipe.model_dump(mode="json", exclude={"output_dir", "tracking", "resume", "name"})),
         parse_int=float,
     )
-    flat: dict[str, Any] = {}
-
-    def walk(value: Any, prefix: str) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(inner, f"{prefix}.{key}" if prefix else key)
-        else:
-            flat[prefix] = value
-
-    walk(plain, "")
-    return flat
+    return flat(plain)
 
 
 def final(run: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:

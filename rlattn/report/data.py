@@ -84,7 +84,7 @@ def read_run(run: Path) -> dict[str, Any]:
         "tiles": tiles(rows, summary, recipe),
         "missing": missing,
         "alarms": read_alarms(run, rows, missing),
-        "failures": read_failures(run, rows, missing),
+        "failures": read_failures(run, missing),
         "curves": curves(rows),
         "heads": heads,
         "tokens": tokens,
@@ -244,7 +244,7 @@ def read_alarms(run: Path, rows: list[dict[str, Any]], missing: list[str]) -> li
     return [*found, *past[:SAMPLES]]
 
 
-def read_failures(run: Path, rows: list[dict[str, Any]], missing: list[str]) -> list[dict[str, Any]]:
+def read_failures(run: Path, missing: list[str]) -> list[dict[str, Any]]:
     """The first failure of every reward, and how many rollouts it failed on in all."""
     first: dict[str, dict[str, Any]] = {}
     count: dict[str, int] = {}

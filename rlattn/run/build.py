@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,20 +69,13 @@ def prepare(recipe: Recipe, found: Cleared | None = None) -> Setup:
         grpo_config(recipe, recipe.run_dir / "checkpoints", {})
     examples = eval_examples(task, recipe.policy, recipe.task.efforts)
     data = train_data(task, recipe.policy, recipe.task.rl_rows)
-    with contextlib.ExitStack() as stack:
-        update = None
-
-        def show(step: int, steps: int, loss: float) -> None:
-            nonlocal update
-            update = update or stack.enter_context(progress("warm start", steps, start=step - 1))
-            update(step, f"loss {loss:.3f}")
-
+    with warm_start_progress() as show:
         policy = prepare_policy(recipe.policy, taught_task(recipe, task), show if is_main() else None)
     marks = (rendered_mark(policy.tokenizer, example["row"]["prompt"]) for example in examples)
     mark = next(filter(None, marks), None)
     if mark and recipe.policy.prompt_style == "chat":
         say(f"warning: a prompt begins with {mark}, as if rendered; policy.prompt_style=plain takes it as it is")
-    kwargs = template_kwargs(recipe)
+    kwargs = recipe.template_kwargs
     check_system_prompt(recipe.policy, lambda chat: render_text(policy.tokenizer, chat, kwargs))
     rule = PromptRule(
         tokenizer=policy.tokenizer,
@@ -152,6 +145,20 @@ def taught_task(recipe: Recipe, task: Task) -> Task:
     return AtEveryEffort(task=task, efforts=efforts) if efforts and isinstance(task, WarmStartable) else task
 
 
+@contextlib.contextmanager
+def warm_start_progress() -> Iterator[Callable[[int, int, float], None]]:
+    """What is told of every step of a warm start; nothing where it comes from the cache."""
+    with contextlib.ExitStack() as stack:
+        update: Callable[[int, str], None] | None = None
+
+        def show(step: int, steps: int, loss: float) -> None:
+            nonlocal update
+            update = update or stack.enter_context(progress("warm start", steps, start=step - 1))
+            update(step, f"loss {loss:.3f}")
+
+        yield show
+
+
 def reward_options(recipe: Recipe) -> RewardOptions:
     specs = recipe.rewards.named.items()
     return RewardOptions(
@@ -218,7 +225,3 @@ def check_backend(recipe: Recipe) -> None:
     """The fused kernels are for CUDA."""
     if recipe.credit and recipe.attention.backend == "triton" and not torch.cuda.is_available():
         raise UserError("attention.backend", "triton needs a CUDA GPU.", "Use torch.")
-
-
-def template_kwargs(recipe: Recipe) -> dict[str, Any]:
-    return dict(recipe.trainer.get("chat_template_kwargs") or {})

@@ -19,7 +19,7 @@ from rlattn.rank import say
 from rlattn.recipe.constraints import number
 from rlattn.recipe.schema import Recipe
 from rlattn.report import write_report
-from rlattn.run.build import Setup, taught_task, template_kwargs
+from rlattn.run.build import Setup, taught_task
 from rlattn.run_folder.folder import write_text
 from rlattn.run_folder.jsonl import read_rows
 from rlattn.types import DialogueTask, Example, WarmStart, WarmStartable
@@ -79,7 +79,7 @@ def supervised_control(setup: Setup, rl_tokens: int) -> Evaluation:
             progress=lambda done, of, loss: update(done, f"loss {loss:.3f}"),
         )
     batch = number(recipe, "per_device_eval_batch_size", 8)
-    most_tokens, kwargs = number(recipe, "max_completion_length", 512), template_kwargs(recipe)
+    most_tokens, kwargs = number(recipe, "max_completion_length", 512), recipe.template_kwargs
 
     write = partial(write_hf, model, tokenizer, stop_strings=recipe.policy.stop_strings)
 

@@ -31,8 +31,8 @@ NUMBERS = (
 class LiveTable(TrainerCallback):
     """Rank 0, where standard error is a terminal; `rlattn.run.callbacks.Progress` elsewhere."""
 
-    def __init__(self, console: Console | None = None):
-        self.console = console or Console(stderr=True)
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
         self.completion: Callable[[], str] = str  # the last one; set once the trainer exists
         self.values: dict[str, list[float]] = {}
         self.start, self.began = 0, time.monotonic()

@@ -29,7 +29,7 @@ from rlattn.recipe.constraints import number
 from rlattn.recipe.schema import Recipe
 from rlattn.report import write_report
 from rlattn.report.alarms import find_alarms
-from rlattn.run.build import make_trainer, prepare, template_kwargs, tracker_environment
+from rlattn.run.build import make_trainer, prepare, tracker_environment
 from rlattn.run.callbacks import Alarms, HeldOutEvaluation, MetricsFile, Progress
 from rlattn.run.finish import finish
 from rlattn.run.live_table import LiveTable
@@ -210,7 +210,7 @@ def dry_run(recipe: Recipe, found: Cleared | None = None) -> None:
     setup = prepare(recipe, found)
     first = setup.examples[0]
     say("The first held-out prompt, as the policy reads it:\n")
-    say(render_text(setup.policy.tokenizer, first["prompt"], template_kwargs(recipe)))
+    say(render_text(setup.policy.tokenizer, first["prompt"], recipe.template_kwargs))
     with tempfile.TemporaryDirectory(prefix="rlattn-dry-run-") as folder:
         trainer = make_trainer(
             setup, Path(folder), [], max_steps=1, logging_steps=1, save_strategy="no", report_to="none"

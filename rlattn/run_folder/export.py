@@ -52,7 +52,7 @@ def export(run: Path, out: Path, *, merge: bool, push: str | None) -> Path:
         _merge(run / "model", beside) if merge else shutil.copytree(run / "model", beside)
         beside.rename(out)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(str(run / "model"), f"cannot be exported: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(str(run / "model"), f"cannot be exported: {describe(error)[:300]}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     if push:

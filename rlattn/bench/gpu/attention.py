@@ -209,10 +209,10 @@ def _metrics_error(got: AttentionMetrics, expected: AttentionMetrics) -> float:
     return max(errors)
 
 
-def _median_seconds(work: Callable[[], Any], repeats: int = 5) -> float:
+def _median_seconds(work: Callable[[], Any]) -> float:
     work()
     seconds = []
-    for _ in range(repeats):
+    for _ in range(5):
         torch.cuda.synchronize()
         start = time.perf_counter()
         work()
