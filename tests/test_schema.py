@@ -104,7 +104,7 @@ def test_what_is_allowed_is_not_marked(right):
 
 @pytest.mark.parametrize("section", [*SECTIONS, WarmStart, AttentionOptions], ids=lambda section: section.__name__)
 def test_every_key_of_a_section_says_below_what_it_is(section):
-    body = ast.parse(inspect.cleandoc(inspect.getsource(section))).body[0].body
+    body = ast.parse(inspect.getsource(section)).body[0].body
     keys = [place for place, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
     undocumented = [
         body[place].target.id
