@@ -139,6 +139,7 @@ def run(asked: dict, streams: list[int]) -> None:
     import io
     import runpy
     import threading
+    import types
 
     os.setsid()
     for number, stream in enumerate(streams):
@@ -152,15 +153,18 @@ def run(asked: dict, streams: list[int]) -> None:
         for n in range(STREAMS)
     )
     argv = [argument for argument in asked["argv"] if argument != "-u"]  # torchrun's: lines are not held back here
-    as_module = argv[0] == "-m"
-    sys.argv = argv[as_module:]
-    here = os.getcwd() if as_module else str(Path(argv[0]).parent.resolve())
+    how = argv[0] if argv[0] in ("-m", "-c") else "a script"
+    sys.argv = argv if how == "a script" else argv[1:] if how == "-m" else ["-c", *argv[2:]]
+    here = str(Path(argv[0]).parent.resolve()) if how == "a script" else os.getcwd()
     sys.path[0] = here
     sys.path[1:1] = asked["environment"].get("PYTHONPATH", "").split(os.pathsep)
     code = 0
     try:
-        if as_module:
+        if how == "-m":
             runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        elif how == "-c":
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(argv[1], vars(sys.modules["__main__"]))
         else:
             runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as end:

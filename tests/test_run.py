@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import SMALL, rlattn
+from forked import PYTHON
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 from wandb_file import records
@@ -240,7 +241,7 @@ def test_a_process_group_that_cannot_form_is_not_told_as_a_mistake_in_the_recipe
             "grpo_config(load_recipe('quickstart', []), Path('run'), {})"
         )
         result = subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, **found}, capture_output=True, text=True
+            [*PYTHON, "-c", program], cwd=tmp_path, env={**os.environ, **found}, capture_output=True, text=True
         )
     assert "EADDRINUSE" in result.stderr and "UserError" not in result.stderr
 

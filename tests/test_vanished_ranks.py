@@ -4,16 +4,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
+from forked import PYTHON
 from torch.distributed import PrefixStore, TCPStore
 
 RANK = """
-import sys, time
+import os, sys, time
 from rlattn.processes import watchdog
 from rlattn.processes.phases import Phases
+print(os.getpid(), flush=True)
 watchdog.POLL_SECONDS, watchdog.SILENT_POLLS, watchdog.PATIENCE, watchdog.ABSENT_POLLS = 0.1, 10, 0.5, 10
 phases = Phases()
 phases.enter(sys.argv[1])
@@ -42,7 +43,7 @@ def start():
     def start(store, rank, *program, restarts=0):
         found = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "RANK": str(rank)}
         found |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(restarts)}
-        command, pipes = [sys.executable, "-c", *program], dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        command, pipes = [*PYTHON, "-c", *program], dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
         started.append(subprocess.Popen(command, env={**os.environ, **found}, text=True, **pipes))
         return started[-1]
 
@@ -59,13 +60,13 @@ def launcher():
 
 @pytest.fixture
 def ranks(start, launcher):
-    """Starts both in a phase; gives them back with what they tell each other once they have begun to."""
+    """Starts both in a phase; gives them back with their process ids, and what they tell each other once they do."""
 
     def both(phase):
         started = [start(launcher, rank, RANK, phase) for rank in (0, 1)]
         words = PrefixStore("rlattn-0", launcher)
         wait_for(lambda: words.check(["rank-0", "rank-1"]))
-        return started, words
+        return started, [int(process.stdout.readline()) for process in started], words
 
     return both
 
@@ -79,8 +80,8 @@ def wait_for(condition):
 
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_rank_that_falls_silent_ends_the_others_and_is_named(gone, ranks):
-    started, _ = ranks("reward")
-    started[gone].send_signal(signal.SIGSTOP)
+    started, pids, _ = ranks("reward")
+    os.kill(pids[gone], signal.SIGSTOP)
     other = started[1 - gone]
     assert other.wait(60) == 1
     assert f"rank {gone} on {os.uname().nodename} has not been heard of for 1 s, in reward" in other.stderr.read()
@@ -88,16 +89,15 @@ def test_a_rank_that_falls_silent_ends_the_others_and_is_named(gone, ranks):
 
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_rank_that_is_killed_ends_the_others_of_its_machine_at_once_and_is_named(gone, ranks):
-    started, _ = ranks("setup")  # where silence alone is no reason
-    started[gone].kill()
-    started[gone].wait()
+    started, pids, _ = ranks("setup")  # where silence alone is no reason
+    os.kill(pids[gone], signal.SIGKILL)
     other = started[1 - gone]
     assert other.wait(60) == 1
-    assert f"rank {gone} is gone: its process, {started[gone].pid} on " in other.stderr.read()
+    assert f"rank {gone} is gone: its process, {pids[gone]} on " in other.stderr.read()
 
 
 def test_ranks_end_where_torchrun_has_started_others_anew(ranks, start, launcher):
-    started, _ = ranks("setup")
+    started, _, _ = ranks("setup")
     start(launcher, 0, RANK, "setup", restarts=1)
     assert [process.wait(60) for process in started] == [1, 1]
     assert all("torchrun starts the ranks of another machine anew" in process.stderr.read() for process in started)
@@ -113,8 +113,8 @@ def test_ranks_that_are_started_anew_meet_each_other_and_not_those_before_them(s
 
 
 def test_nobody_is_missed_while_a_checkpoint_is_written(ranks):
-    started, words = ranks("checkpoint")
-    started[1].send_signal(signal.SIGSTOP)
+    started, pids, words = ranks("checkpoint")
+    os.kill(pids[1], signal.SIGSTOP)
 
     def polls():
         return json.loads(words.get("rank-0"))[2]
@@ -127,8 +127,9 @@ def test_nobody_is_missed_while_a_checkpoint_is_written(ranks):
 def test_ranks_that_have_not_come_are_named():
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     found = {"WORLD_SIZE": "3", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    command = [sys.executable, "-c", RANK, "setup"]
+    command = [*PYTHON, "-c", RANK, "setup"]
     with subprocess.Popen(command, env={**os.environ, **found}, stdout=subprocess.PIPE, text=True) as alone:
+        assert alone.stdout.readline().strip().isdecimal()
         assert "waiting for rank 1, 2 of 3, not heard of in 1 s" in alone.stdout.readline()
         alone.kill()
 
@@ -144,7 +145,7 @@ def ending(recipe, found, watchdog):
 run._train = ending
 cli.main(["train", "quickstart", "output_dir={tmp_path}/run"])
 """
-    result = subprocess.run([sys.executable, "-c", ends], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([*PYTHON, "-c", ends], capture_output=True, text=True, timeout=120)
     assert result.returncode == 2 and f"ended the process: SystemExit: {code}" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -167,6 +168,6 @@ with watchdog.Watchdog(phases, stall_seconds=1.0):
     phases.enter("generation")
     time.sleep(30)
 """
-    result = subprocess.run([sys.executable, "-c", watching], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([*PYTHON, "-c", watching], capture_output=True, text=True, timeout=120)
     assert result.stdout == "went on\n" and result.returncode == 1
     assert "generation does not end" in result.stderr
