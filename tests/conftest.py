@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import hypothesis
@@ -87,6 +88,22 @@ def torchrun(
     launcher += [f"--max-restarts={restarts}", "--no-python"]
     command = [*PYTHON, "-m", *launcher, *PYTHON, *program]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def without(modules: Iterable[str], code: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs code in an interpreter of its own, which must end well and without having imported any of the modules."""
+    code = f"import sys\n{code}\nfound = {set(modules)} & set(sys.modules)\nassert not found, found"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def command_without(
+    modules: Iterable[str], *arguments: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The same of a command; its exit code is the last line that it prints, 0 where it has none."""
+    code = f"from rlattn.cli import main\ntry: main({list(arguments)})\nexcept SystemExit as end: print(end.code or 0)"
+    return without(modules, code, cwd)
 
 
 def leave_ranks() -> None:

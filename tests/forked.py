@@ -164,7 +164,7 @@ def run(asked: dict, streams: list[int]) -> None:
             runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
         elif how == "-c":
             sys.modules["__main__"] = types.ModuleType("__main__")
-            exec(argv[1], vars(sys.modules["__main__"]))
+            exec(argv[1], vars(sys.modules["__main__"]))  # noqa: S102
         else:
             runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as end:

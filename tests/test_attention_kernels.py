@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import without
 
 from rlattn.attention import attention_metrics
 
@@ -273,13 +274,12 @@ def test_kernels_are_chosen_by_an_option_and_refused_where_it_cannot_run():
 def test_triton_is_imported_only_on_request(tmp_path):
     # torch and transformers may import triton themselves; what counts is that the kernels are not
     code = (
-        "import sys, rlattn.attention.capture, rlattn.credit\nassert 'rlattn.attention.kernels' not in sys.modules\n"
+        "import rlattn.credit\n"
         "sys.modules['triton'] = None\nfrom rlattn.attention.capture import metrics_function\n"
         "try: metrics_function('triton')\nexcept ValueError as error: assert 'attention.backend' in str(error)\n"
         "else: raise AssertionError"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    without({"rlattn.attention.kernels"}, code, cwd=tmp_path)
 
 
 def test_auto_is_the_torch_path_where_the_kernels_cannot_run():

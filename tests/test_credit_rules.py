@@ -1,11 +1,10 @@
 """Credit rules against hand-worked examples of every equation (arXiv 2510.13554, eq. 14-19), and the edges."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import without
 
 from rlattn.credit import CREDIT_RULES, CreditRule, compute_credit
 from rlattn.credit.selection import delta, largest_before, response_median
@@ -258,6 +257,4 @@ def test_numbers_of_a_step_are_logged_once_and_those_of_a_broken_one_never():
 
 
 def test_rules_are_listed_and_validated_without_torch():
-    rule = "CREDIT_RULES['shuffled'](of='local_chunk')"
-    code = f"import sys; from rlattn.credit import CREDIT_RULES; {rule}; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    without({"torch"}, "from rlattn.credit import CREDIT_RULES; CREDIT_RULES['shuffled'](of='local_chunk')")

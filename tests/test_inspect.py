@@ -9,6 +9,7 @@ import warnings
 import pytest
 import tokenizers
 import torch
+from conftest import command_without
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlattn.attention import rhythm_signals
@@ -248,14 +249,8 @@ def test_figures_draw_odd_tokens_without_a_warning(tmp_path):
 
 
 def test_a_mistake_in_the_arguments_needs_no_torch(tmp_path):
-    code = (
-        "import sys\nfrom rlattn.cli import main\n"
-        "try: main(['inspect', '--model', 'here/is/nothing', '--prompt', 'x'])\n"
-        "except SystemExit as end: print(end.code)\n"
-        "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    arguments = ["inspect", "--model", "here/is/nothing", "--prompt", "x"]
+    result = command_without({"torch", "transformers", "matplotlib"}, *arguments, cwd=tmp_path)
     assert result.stdout == "2\n"
     assert "no folder 'here/is/nothing'" in result.stderr
 

@@ -6,7 +6,7 @@ import sys
 import zipfile
 
 import pytest
-from conftest import REPO, SMALL
+from conftest import REPO, SMALL, command_without, without
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +88,12 @@ def test_every_command_has_help(command, tmp_path):
 
 @pytest.mark.parametrize("command", [["--help"], ["check", "quickstart"], ["recipes"]], ids=" ".join)
 def test_what_must_be_quick_imports_neither_torch_nor_trl(command, tmp_path):
-    code = (
-        "import sys\nfrom rlattn.cli import app\n"
-        f"try: app({command!r})\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'trl', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    command_without({"torch", "trl", "transformers", "datasets", "matplotlib"}, *command, cwd=tmp_path)
 
 
 def test_pure_modules_need_torch_and_nothing_else(tmp_path):
     code = (
-        "import sys\nimport rlattn.credit.advantages, rlattn.rewards, rlattn.types\n"
-        "import rlattn.attention.metrics, rlattn.attention.heads, rlattn.inspection.rhythm_stats, rlattn.credit\n"
-        "assert not {'trl', 'transformers', 'datasets', 'accelerate'} & set(sys.modules)"
+        "import rlattn.credit.advantages, rlattn.rewards, rlattn.types\n"
+        "import rlattn.attention.metrics, rlattn.attention.heads, rlattn.inspection.rhythm_stats, rlattn.credit"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    without({"trl", "transformers", "datasets", "accelerate"}, code, cwd=tmp_path)

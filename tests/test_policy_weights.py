@@ -1,12 +1,11 @@
 """A policy that cannot be trained is refused before weights load; an adapter goes with the base it was trained on."""
 
 import json
-import subprocess
-import sys
 
 import huggingface_hub
 import pytest
 import torch
+from conftest import command_without
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_inspect import TEMPLATE, save_model, save_tokenizer
@@ -102,12 +101,8 @@ def test_torn_files_are_refused_before_torch_is_imported(folder, tmp_path):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:50])
     arguments = ["train", "quickstart", f"policy={{path: {folder}, prompt_style: plain}}", "credit=null"]
-    code = (
-        f"import sys\nfrom rlattn.cli import main\ntry: main({arguments})\nexcept SystemExit as end: print(end.code)\n"
-        "assert 'torch' not in sys.modules"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (0, "2\n"), result.stderr
+    result = command_without({"torch"}, *arguments, cwd=tmp_path)
+    assert result.stdout == "2\n"
     assert result.stderr.startswith(f"rlattn: policy.path: {folder} holds no loadable weights: model.safetensors: ")
 
 
