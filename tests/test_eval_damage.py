@@ -12,6 +12,7 @@ from rlattn.errors import UserError
 from rlattn.evaluation import answers, figures, run, show
 from rlattn.evaluation.plan import check_same_task, make_plan
 from rlattn.evaluation.subjects import REFUSED, Subject, out_folder
+from rlattn.grpo.held_out import Completion
 from rlattn.inspection.inputs import check_model_path
 from rlattn.statistics import wilson_interval
 
@@ -48,9 +49,9 @@ def plan_of(**methods):
 @pytest.fixture
 def stand_in(monkeypatch):
     def said(loaded, items):
-        return [{"text": "cold", "tokens": 1, "thought": 0, "cut": False} for _ in items]
+        return [Completion(text="cold", ids=[1], tokens=1) for _ in items]
 
-    monkeypatch.setattr(answers, "_in_one_turn", said)
+    monkeypatch.setattr(answers, "_completions", said)
     monkeypatch.setattr(answers, "progress", lambda *_: nullcontext(lambda *_: None))
     loaded = {"prompt_text": str, "revision": None}
     monkeypatch.setattr(run, "check", lambda one, plan, _: SimpleNamespace(name=one.name, plan=plan, **loaded))

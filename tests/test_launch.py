@@ -34,20 +34,21 @@ def test_ranks_whose_parent_is_told_to_stop_or_killed_save_and_the_same_command_
 ):
     (tmp_path / "stopping.py").write_text(STOPPING)
     command = (
-        "train", "quickstart", *SMALL, "--ranks", "2", "output_dir=run", "trainer.save_steps=50",
+        "train", "quickstart", *SMALL, "output_dir=run", "trainer.save_steps=50",
         "rewards={accuracy: {}, stopping: {python: 'stopping:Stopping'}}", "trainer.per_device_train_batch_size=4",
         "policy.warm_start={steps: 2, batch_size: 4}", "task.eval_rows=2", "trainer.max_completion_length=24",
         "policy.supervised_control=true",
     )  # fmt: skip
     monkeypatch.setenv("STOP", str(int(number)))
-    stopped = rlattn(*command, cwd=tmp_path, forked=False)  # until all have closed their output: the ranks too
+    # until all have closed their output: the ranks too
+    stopped = rlattn(*command, "--ranks", "2", cwd=tmp_path, forked=False)
     assert stopped.returncode == code, stopped.stderr
     assert stopped.stdout.count("stopped by SIGTERM after step 2, saved in") == 1
     assert [path.name for path in (tmp_path / "run/checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
     if number == signal.SIGKILL:
         return  # what it has left is the same
     monkeypatch.delenv("STOP")
-    again = rlattn(*command, cwd=tmp_path)
+    again = rlattn(*command, cwd=tmp_path, ranks=2)
     assert again.returncode == 0, again.stderr
     assert "supervised_control" in (tmp_path / "left").read_text()  # rank 1 stayed until rank 0 was through
     assert [row["step"] for row in read_rows(tmp_path / "run/metrics.jsonl")] == [0, 1, 2, 3]

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from rlattn.errors import UserError
+from rlattn.files import check_writable
 from rlattn.rank import check_launcher
 from rlattn.recipe.build import build_rewards
 from rlattn.recipe.load import load_recipe
@@ -99,10 +100,10 @@ def test_a_finished_run_without_checkpoints_is_not_started_over(run):
 
 def test_folders_that_cannot_be_looked_into_are_told(tmp_path):
     with pytest.raises(UserError, match="output_dir: cannot be looked for: File name too long"):
-        open_run(recipe_in(tmp_path / ("x" * 300)))
+        check_writable(tmp_path / ("x" * 300))
     (tmp_path / "link").symlink_to(tmp_path / "nowhere/deep")
     with pytest.raises(UserError, match="leads nowhere"):
-        open_run(recipe_in(tmp_path / "link"))
+        check_writable(tmp_path / "link")
     os.mkfifo(tmp_path / "environment.json")
     assert not is_run(tmp_path)
 

@@ -1,11 +1,11 @@
 """Rewards inside real GRPO steps: failures, second rollouts, moving weights, token masks, state in checkpoints."""
 
 import json
-import time
 from dataclasses import dataclass, field
 
 import pytest
 import torch
+from lethal_rewards import Dying, EndsOnArrival, Hanging
 from test_trl_contract import policy  # noqa: F401
 from trl import GRPOConfig
 
@@ -122,40 +122,6 @@ def test_failures_that_hide_low_reward_are_told(policy, tmp_path):  # noqa: F811
     assert not any(
         "bias" in alarm.name for alarm in find_alarms([{**r, "rewards/picky/failed_gap": 0.1} for r in rows])
     )
-
-
-@dataclass
-class Hanging:
-    timeout: float = 0.5
-
-    def score(self, rollout):
-        if rollout.completion_ids[-1] % 2:
-            time.sleep(60)
-        return 1.0
-
-
-def end():
-    import os
-
-    os._exit(3)
-
-
-class EndsOnArrival:
-    def __reduce__(self):
-        return end, ()
-
-    def score(self, rollout):
-        return 1.0
-
-
-@dataclass
-class Dying:
-    timeout: float = 5
-
-    def score(self, rollout):
-        import os
-
-        os._exit(3)
 
 
 def test_a_score_that_hangs_or_ends_its_process_costs_only_itself():

@@ -13,11 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlattn.errors import UserError, describe
 from rlattn.evaluation.plan import Item, Plan
 from rlattn.evaluation.subjects import Subject
-from rlattn.formats.effort import thought_tokens
 from rlattn.formats.thought import with_opened_thought
 from rlattn.grpo.dialogues import check_dialogues, plain_dialogues
+from rlattn.grpo.held_out import Completion, in_dialogue, in_one_turn
 from rlattn.inspection.inputs import check_decoder_only, load_config, load_tokenizer
-from rlattn.policy.chat_tokens import completion_text
 from rlattn.policy.generate import end_tokens, write_hf
 from rlattn.policy.load import check_vocabulary, load_model, make_tiny_policy
 from rlattn.policy.prompts import chat_or_plain, decode, render_ids, render_text
@@ -186,14 +185,23 @@ def answer_items(loaded: Loaded, keep: Callable[[dict[str, Any]], None]) -> list
     verify, measure, gold = safe_verify(task), metrics_of(task), safe_text(task, "gold")
     jobs = [(item, sample) for item in plan.items for sample in range(plan.samples)]
     torch.manual_seed(plan.recipe.seed)
-    complete = _in_dialogue if isinstance(task, DialogueTask) else _in_one_turn
     answers: list[Answer] = []
     with progress(loaded.name, len(jobs)) as update, memory_named(plan):
         for batch in batches(jobs, plan.batch_size):
-            for (item, sample), written in zip(batch, complete(loaded, [item for item, _ in batch]), strict=True):
-                text = written["text"]
-                right, measured = judged(verify, loaded, text, item, item.prompt), measure(text, item.row)
-                answers.append(Answer(item=item, sample=sample, right=right, measured=measured, **written))
+            for (item, sample), written in zip(batch, _completions(loaded, [item for item, _ in batch]), strict=True):
+                text = written.text
+                answers.append(
+                    Answer(
+                        item=item,
+                        sample=sample,
+                        text=text,
+                        tokens=written.tokens,
+                        thought=written.thought,
+                        cut=is_cut(loaded, written.ids, plan.max_new_tokens),
+                        right=judged(verify, loaded, text, item, item.prompt),
+                        measured=measure(text, item.row),
+                    )
+                )
                 keep(_row(answers[-1], gold(item.row)))
             share = sum((answer.right or 0) >= 1 for answer in answers) / max(1, len(answers) - verify.failed)
             update(len(answers), f"{100 * share:.1f} % right")
@@ -257,43 +265,23 @@ def _row(answer: Answer, gold: str | None) -> dict[str, Any]:
     }
 
 
-def _in_one_turn(loaded: Loaded, items: Sequence[Item]) -> list[dict[str, Any]]:
+def _completions(loaded: Loaded, items: Sequence[Item]) -> list[Completion]:
     plan, tokenizer = loaded.plan, loaded.tokenizer
-    prompts = [loaded.prompt_ids(item.prompt) for item in items]
-    spell: Any = partial(tokenizer.decode, skip_special_tokens=False)
-    return [
-        {
-            "text": decode(tokenizer, ids, loaded.ends),
-            "tokens": len(ids),
-            "thought": thought_tokens(ids, spell, spell(prompt)),
-            "cut": is_cut(loaded, ids, plan.max_new_tokens),
-        }
-        for prompt, ids in zip(prompts, loaded.write(prompts, temperature=plan.temperature), strict=True)
-    ]
-
-
-def _in_dialogue(loaded: Loaded, items: Sequence[Item]) -> list[dict[str, Any]]:
-    plan, tokenizer = loaded.plan, loaded.tokenizer
-    task: Any = plan.task
+    task, kwargs = plan.task, plan.template_kwargs
     examples = [Example(prompt=chat_or_plain(item.prompt, loaded.policy), row=item.row) for item in items]
-    held = plain_dialogues(
+    if not isinstance(task, DialogueTask):
+        write = partial(loaded.write, temperature=plan.temperature)
+        return in_one_turn(write, tokenizer, kwargs, loaded.ends)(examples)
+    held = partial(
+        plain_dialogues,
         partial(loaded.write, max_new_tokens=task.turn_tokens, temperature=plan.temperature),
         tokenizer,
         task,
-        examples,
         most_tokens=plan.max_new_tokens,
-        template_kwargs=plan.template_kwargs,
+        template_kwargs=kwargs,
         ends=loaded.ends,
     )
-    return [
-        {
-            "text": completion_text(tokenizer, ids, own, loaded.ends),
-            "tokens": sum(own),
-            "thought": 0,
-            "cut": is_cut(loaded, ids, plan.max_new_tokens),
-        }
-        for ids, own in held
-    ]
+    return in_dialogue(held, tokenizer, loaded.ends)(examples)
 
 
 def is_cut(loaded: Loaded, ids: list[int], limit: int) -> bool:

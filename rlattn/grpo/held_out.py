@@ -28,6 +28,8 @@ class Completion:
     """What the policy wrote about a row, or the dialogue it held about it."""
 
     text: str
+    ids: list[int]
+    """All tokens of it, a dialogue's replies too."""
     tokens: int
     """Of its own."""
     thought: int = 0
@@ -181,6 +183,7 @@ def in_one_turn(
         return [
             Completion(
                 text=decode(tokenizer, ids, ends),
+                ids=ids,
                 tokens=len(ids),
                 thought=thought_tokens(ids, spell, spell(prompt)),
             )
@@ -199,7 +202,7 @@ def in_dialogue(
 
     def complete(examples: Sequence[Example]) -> list[Completion]:
         return [
-            Completion(text=completion_text(tokenizer, ids, own, ends), tokens=sum(own))
+            Completion(text=completion_text(tokenizer, ids, own, ends), ids=ids, tokens=sum(own))
             for ids, own in converse(examples)
         ]
 

@@ -110,7 +110,7 @@ def check_model_path(model: str, option: str = "--model") -> None:
         in_folder = is_there(folder.parent) and folder.parent.is_dir()
         siblings = [entry.name for entry in folder.parent.iterdir()] if in_folder else []
         local = folder.parent != Path() and bool(siblings)  # a typo in a path rather than a hub id
-        if local or not _may_be_hub_id(model):
+        if local or not is_hub_id(model):
             raise UserError(option, f"no folder '{model}'.", did_you_mean(folder.name, siblings) if local else "")
         near = get_close_matches(model, filter(_is_loadable, siblings), n=1, cutoff=ALIKE) if "/" not in model else []
         if near:
@@ -126,13 +126,6 @@ def check_model_path(model: str, option: str = "--model") -> None:
         raise UserError(option, f"{model} has no config.json.", fix)
     if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
         raise UserError(option, f"{model} has no tokenizer.", f"Save it there: tokenizer.save_pretrained('{model}').")
-
-
-def _may_be_hub_id(model: str) -> bool:
-    try:
-        return is_hub_id(model)
-    except OSError:  # longer than any file's name, and than any hub id
-        return False
 
 
 def _is_loadable(folder: str) -> bool:

@@ -21,6 +21,8 @@ STATE = "state.json"
 SPLITS = "dataset_dict.json"
 WRITTEN_BESIDE = {STATE, SPLITS, "dataset_info.json", "dataset_infos.json"}  # by `datasets`, about the rows
 
+LONGEST_HUB_ID = 96  # characters, as the hub has it
+
 csv.field_size_limit(2**31 - 1)  # of the process: Python's default refuses cells beyond 128 KB
 
 
@@ -35,6 +37,7 @@ def is_hub_id(path: str) -> bool:
     """Whether `path` is a hub id (`gsm8k`, `openai/gsm8k`): neither there on disk nor written like a local path."""
     return (
         re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) is not None
+        and len(path) <= LONGEST_HUB_ID
         and not kind_of(path)
         and not is_there(Path(path))
     )
