@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pyarrow.parquet as pq
@@ -196,7 +195,7 @@ def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(finished, tmp_path):
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     arguments = [*SMALL, "trainer.max_steps=8", "output_dir=run"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "rlattn.cli", "train", "quickstart", *arguments],
+        [*PYTHON, "-m", "rlattn.cli", "train", "quickstart", *arguments],
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     for _ in range(1200):

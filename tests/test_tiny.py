@@ -1,12 +1,13 @@
 import random
-from concurrent.futures import ProcessPoolExecutor
+import subprocess
 from contextlib import nullcontext
 from dataclasses import replace
-from multiprocessing import get_context
+from pathlib import Path
 from random import Random
 
 import pytest
 import torch
+from forked import PYTHON
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlattn.policy.tiny import _Float32, tiny_policy, train_supervised
@@ -106,8 +107,9 @@ def test_same_seed_gives_the_same_weights_and_leaves_the_random_state(cache, loa
 
 
 def test_two_processes_at_once_get_one_folder(tmp_path):
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        folders = list(pool.map(make, [tmp_path, tmp_path]))
+    program = f"import test_tiny; print(test_tiny.make({str(tmp_path)!r}))"
+    started = [subprocess.Popen([*PYTHON, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    folders = [Path(process.communicate()[0].strip()) for process in started]
     assert folders[0] == folders[1]
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == folders[:1]
 
