@@ -313,6 +313,26 @@ def bench_attention(
         json_file.write_text(to_json(found, indent=1) + "\n", encoding="utf-8")
 
 
+@bench.command("credit")
+def bench_credit(
+    subject: Annotated[str, typer.Argument(help="A recipe, a run's folder, or a checkpoint.", metavar="SUBJECT")],
+    overrides: Overrides = None,
+    batches: Annotated[int, typer.Option(min=3, max=10_000, help="Generation batches, at most.")] = 32,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Fewer batches where more would take longer.")] = 10,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
+) -> None:
+    """Is a credit rule right for this policy and task? Every rule's gradient against that of many rollouts."""
+    if json_file and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise UserError("--json", f"{json_file} cannot be written.", "Name a file in a folder that exists.")
+    with heavy_imports():
+        from rlattn.bench.credit import bench_credit as measure
+        from rlattn.formats.strict_json import to_json
+
+    found = measure(subject, overrides or [], batches, minutes)
+    if json_file and found:
+        json_file.write_text(to_json(found, indent=1) + "\n", encoding="utf-8")
+
+
 @bench.command("resume")
 def bench_resume(
     kills: Annotated[int, typer.Option(min=1, max=1000, help="SIGKILLs in all, spread over the settings.")] = 40,

@@ -7,6 +7,8 @@ from statistics import fmean
 
 Z95 = 1.96
 RESAMPLES = 2000
+# Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond them, the next lower one is a little too wide.
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 14: 2.145, 29: 2.045}
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
@@ -76,6 +78,11 @@ def gain_interval(gains: Sequence[float], seed: int = 0) -> tuple[float, float]:
 def _differ(values: Sequence[float]) -> bool:
     """Whether values differ by more than rounding: 2/3 - 1/3 is not quite 1 - 2/3."""
     return bool(values) and not math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
+
+
+def t95(free: int) -> float:
+    """The two-sided 95 % quantile of Student's t."""
+    return T95[max(known for known in T95 if known <= free)]
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -231,6 +230,11 @@ class Port:
         return self._trainer.accelerator.unwrap_model(self._trainer.model)
 
     @property
+    def wrapped_policy(self) -> nn.Module:
+        """The model with what DDP, DeepSpeed or FSDP put around it, once training has begun."""
+        return self._trainer.model_wrapped
+
+    @property
     def generating_policy(self) -> nn.Module:
         """The module whose `generate` TRL calls."""
         return self._trainer.accelerator.unwrap_model(self._trainer.model_wrapped)
@@ -291,16 +295,33 @@ class Port:
     def reread(self, out: dict[str, Any]) -> None:
         """TRL's forward over a generation batch that was just made, without gradients."""
         images = {key: out[key] for key in IMAGE_INPUTS if key in out}
-        policy = self._trainer.model
-        with torch.no_grad(), disable_gradient_checkpointing(policy, self.args.gradient_checkpointing_kwargs):
-            self._trainer._get_per_token_logps_and_entropies(
-                policy,
-                torch.cat([out["prompt_ids"], out["completion_ids"]], dim=1),
-                torch.cat([out["prompt_mask"], out["completion_mask"]], dim=1),
-                out["completion_ids"].shape[1],
-                batch_size=self.args.per_device_train_batch_size,
-                **images,
-            )
+        with torch.no_grad(), self.without_checkpointing():
+            self.score(out, batch_size=self.args.per_device_train_batch_size, **images)
+
+    def score(self, out: dict[str, Any], **options: Any) -> tuple[Tensor, Tensor | None]:
+        """TRL's forward over prompts and completions: log-probabilities and, where asked for, entropies (B, T)."""
+        logps_BT, entropy_BT, *_ = self._trainer._get_per_token_logps_and_entropies(
+            self._trainer.model,
+            torch.cat([out["prompt_ids"], out["completion_ids"]], dim=1),
+            torch.cat([out["prompt_mask"], out["completion_mask"]], dim=1),
+            out["completion_ids"].shape[1],
+            **options,
+        )
+        return logps_BT, entropy_BT
+
+    def without_checkpointing(self) -> Any:
+        """A context in which no layer is computed again in the backward pass."""
+        return disable_gradient_checkpointing(self._trainer.model, self.args.gradient_checkpointing_kwargs)
+
+    def generation_inputs(self) -> Iterator[list[dict[str, Any]]]:
+        """What one generation batch after the other is made of, in training's order; this rank's share."""
+        for number, inputs in enumerate(self._trainer.get_train_dataloader()):
+            if number % self.window == 0:  # TRL hands out a batch again for every micro-batch of it
+                yield inputs
+
+    def roll_out(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """A generation batch as training makes it: completions, rewarded, with their advantages. Collective."""
+        return self._trainer._generate_and_score_completions(inputs)
 
     def send_weights_again(self) -> None:
         """Makes TRL send the weights to vLLM before it generates next."""
@@ -373,27 +394,6 @@ class Port:
     def restore_loss(self, place: dict[str, Any]) -> None:
         """The loss between two log lines, once transformers has begun to train."""
         self._trainer._tr_loss, self._trainer._globalstep_last_logged = place["loss"], place["last_logged"]
-
-    def order_gradients(self) -> None:
-        """Makes DDP sum gradients in the order that it would have in an unbroken run.
-
-        DDP puts the parameters into the order of their gradients after the first backward pass of a process, and a sum
-        over three or more ranks depends on that order. So a process that goes on from a checkpoint makes that pass
-        beforehand, over a meaningless text; no gradient of it is kept, no random number is drawn. Collective. Not for
-        policies that read images: a text alone gives their vision tower no gradient. Cost: one pass over 16 tokens.
-        """
-        model = self._trainer.model_wrapped
-        if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters:
-            return
-        if self.processor is not self.tokenizer:
-            return
-        ids_1N = torch.arange(16, device=self.device)[None]
-        training = model.training
-        model.train()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            model(input_ids=ids_1N, attention_mask=torch.ones_like(ids_1N)).logits.sum().backward()
-        model.zero_grad(set_to_none=True)
-        model.train(training)
 
     def count_micro_batches(self, done: int) -> None:
         """Tells TRL how many micro-batches of the run are over."""

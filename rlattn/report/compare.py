@@ -19,9 +19,8 @@ from rlattn.report.logs import read_metrics
 from rlattn.report.metrics import describe_metric
 from rlattn.report.thin import POINTS
 from rlattn.run_folder.folder import holds_run, read_summary
+from rlattn.statistics import t95
 
-# Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond them, the next lower one is a little too wide.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 14: 2.145, 29: 2.045}
 SEEDS = ("seed", "policy.warm_start.seed")
 FIRST = ("reward", "eval/accuracy", "completions/mean_length", "entropy", "kl", "grad_norm", "time/step")
 # what a task, its rewards and its policy are judged by; the rest is in the curves
@@ -226,7 +225,7 @@ def interval(values: list[float | None], scale: float, digits: int, unit: str = 
     if len(found) < 2:
         return "–"
     free = len(found) - 1
-    half = T95[max(known for known in T95 if known <= free)] * stdev(found) / math.sqrt(len(found))
+    half = t95(free) * stdev(found) / math.sqrt(len(found))
     of_fewer = f" (n = {len(found)})" if len(found) < len(values) else ""
     return f"{fmean(found):.{digits}f} ± {half:.{digits}f}{unit}{of_fewer}"
 

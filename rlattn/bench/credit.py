@@ -1,0 +1,264 @@
+"""`rlattn bench credit`: is a credit rule right for this policy and this task? Asked of gradients, before any training.
+
+Every batch is rolled out as training does it, and kept with its gradient under equal credit. Then every batch's
+gradient under every rule is held against the sum of all other batches' under equal credit
+(`rlattn/credit/fidelity.py`).
+Legend: R shaped gradients, B batches, T completion tokens, P trained numbers.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from rlattn.bench.credit_subject import check_recipe, recipe_of, rolling_out
+from rlattn.credit import CREDIT_RULES, compute_credit
+from rlattn.credit.fidelity import Fidelity, Products, fidelities
+from rlattn.errors import UserError
+from rlattn.grpo.port import Port
+from rlattn.grpo.shaped_gradients import MeasuredBatch, roll_out, shaped_gradients
+from rlattn.progress import progress
+from rlattn.rank import is_main
+from rlattn.run.run import end_ranks
+from rlattn.types import AttentionOptions, CreditRule
+
+FEWEST = 3  # batches that an interval needs
+ALONE = "alone"
+PERMUTED = "permuted"
+BACKWARD_SHARE = 2 / 3  # of a forward and backward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Figures of every rule, by its name."""
+
+    uniform: float
+    """Fidelity of equal credit: the cosine of one batch with the direction of all others."""
+    batches: int
+    silent: int
+    """Batches without any gradient: no group whose rollouts were paid differently. They are left out."""
+    shaped: dict[str, Fidelity]
+    alone: dict[str, Fidelity]
+    """The same in the limit of a large amplification, where only what the rule raises counts."""
+    seconds: float
+
+
+def bench_credit(subject: str, overrides: list[str], batches: int, minutes: float) -> dict[str, Any]:
+    """Measures, prints the table and the verdict on rank 0, and gives every figure. Collective."""
+    recipe, adapter, step = recipe_of(subject, overrides)
+    check_recipe(recipe)
+    with rolling_out(recipe, adapter, step) as (port, own):
+        name = (recipe.credit.kind or str(recipe.credit.python)) if recipe.credit else ""
+        rules = rules_of(own, name)
+        permuted = next((rule for rule, one in rules.items() if one == own), "coupled_rhythm")
+        found = measure_credit(port, rules, permuted, recipe.attention, batches, minutes)
+        show(found)
+        end_ranks(port)
+        return as_json(found)
+
+
+def rules_of(own: CreditRule | None, name: str) -> dict[str, CreditRule]:
+    """Every shipped rule as it is by default, and the recipe's own where it is another."""
+    rules: dict[str, CreditRule] = {kind: make() for kind, make in CREDIT_RULES.items() if kind != "uniform"}
+    if own is not None and own not in rules.values() and own != CREDIT_RULES["uniform"]():
+        rules[f"{name} (recipe)" if name in rules else name] = own
+    return rules
+
+
+def measure_credit(
+    port: Port, rules: dict[str, CreditRule], permuted: str, attention: AttentionOptions, batches: int, minutes: float
+) -> Measured:
+    """Rolls out and measures. Collective: every rank takes its share of every batch.
+
+    Args:
+        permuted: the rule whose weights are also tried on other rollouts, at the same positions.
+        batches: at most; fewer where `minutes` would not do, as the first batch tells.
+
+    Raises:
+        UserError: too little memory for the gradients, or too few batches whose rollouts were paid differently.
+    """
+    began = time.monotonic()
+    port.policy.train()
+    inputs = _endless(port)
+    kept: list[MeasuredBatch] = []
+    equal: list[Tensor] = []
+    silent = 0
+    with _progress("rollouts", batches) as update:
+        while len(kept) + silent < batches:
+            batch = roll_out(port, next(inputs), attention)
+            if not port.gather(torch.tensor([batch.speaks], device=port.device)).any():
+                silent += 1
+                update(len(kept) + silent, "no group whose rollouts were paid differently")
+                continue
+            timed = time.monotonic()
+            (gradient_P,) = shaped_gradients(port, batch, [torch.ones_like(batch.factor_BT)])
+            if not kept:
+                _check_memory(batches, len(rules) + 1, len(gradient_P))
+                own = time.monotonic() - timed
+                cost = time.monotonic() - began + own * (1 - BACKWARD_SHARE + BACKWARD_SHARE * (len(rules) + 1))
+                batches = _agreed(port, max(FEWEST, min(batches, int(60 * minutes / cost))))
+            kept.append(batch)
+            equal.append(gradient_P)
+            update(len(kept) + silent, f"of {batches}")
+    if len(kept) < FEWEST:
+        problem = f"{silent} of {len(kept) + silent} batches hold no group whose rollouts were paid differently."
+        raise UserError(
+            "rewards", f"{problem} They have no gradient to measure.", "Take more --batches, or other rows."
+        )
+    equal_BP = torch.stack(equal)
+    names = [*rules, PERMUTED]
+    tables = {table: _Table(len(names), equal_BP) for table in ("shaped", ALONE)}
+    with _progress("gradients", len(kept)) as update:
+        for number, batch in enumerate(kept):
+            weights = _weights(batch, rules, permuted, step=number * port.ranks + port.rank)
+            floors = [_agreed_floor(port, batch, weights_BT) for weights_BT in weights]
+            own_BT = batch.signals.mask_BN[:, -batch.factor_BT.shape[1] :]
+            raised = [weights_BT - _row_floor(weights_BT, own_BT) for weights_BT in weights]
+            gradients_RP = shaped_gradients(port, batch, raised)
+            uneven = [place for place, floor in enumerate(floors) if floor is None]
+            of_uneven = dict(
+                zip(uneven, shaped_gradients(port, batch, [weights[place] for place in uneven]) if uneven else [])
+            )
+            for place, (alone_P, floor) in enumerate(zip(gradients_RP, floors, strict=True)):
+                tables[ALONE].add(place, number, alone_P)
+                whole_P = of_uneven[place] if floor is None else floor * equal_BP[number] + alone_P
+                tables["shaped"].add(place, number, whole_P)
+            update(number + 1, f"{len(names)} rules")
+    uniform, shaped = fidelities(tables["shaped"].products())
+    _, alone = fidelities(tables[ALONE].products())
+    return Measured(
+        uniform=uniform,
+        batches=len(kept),
+        silent=silent,
+        shaped=dict(zip(names, shaped, strict=True)),
+        alone=dict(zip(names, alone, strict=True)),
+        seconds=time.monotonic() - began,
+    )
+
+
+class _Table:
+    """Inner products of every rule's gradients, gathered batch by batch."""
+
+    def __init__(self, rules: int, equal_BP: Tensor):
+        self._equal_BP = equal_BP
+        batches = len(equal_BP)
+        self._sum_RP = torch.zeros(rules, equal_BP.shape[1], device=equal_BP.device)
+        self._shaped_RBB = torch.zeros(rules, batches, batches, dtype=torch.float64)
+        self._square_RB = torch.zeros(rules, batches, dtype=torch.float64)
+
+    def add(self, rule: int, batch: int, gradient_P: Tensor) -> None:
+        self._sum_RP[rule] += gradient_P
+        self._shaped_RBB[rule, batch] = (self._equal_BP @ gradient_P).double().cpu()
+        self._square_RB[rule, batch] = gradient_P.square().sum().double().cpu()
+
+    def products(self) -> Products:
+        return Products(
+            equal_BB=(self._equal_BP @ self._equal_BP.T).double().cpu(),
+            shaped_RBB=self._shaped_RBB,
+            square_RB=self._square_RB,
+            sum_square_R=self._sum_RP.square().sum(dim=1).double().cpu(),
+        )
+
+
+def _weights(batch: MeasuredBatch, rules: dict[str, CreditRule], permuted: str, step: int) -> list[Tensor]:
+    """weights_BT of every rule, and of the permuted one."""
+    length = batch.factor_BT.shape[1]
+    found = {
+        name: compute_credit(rule, batch.signals, step=step).weights_BN[:, -length:] for name, rule in rules.items()
+    }
+    return [*found.values(), found[permuted].roll(1, dims=0)]
+
+
+def _row_floor(weights_BT: Tensor, own_BT: Tensor) -> Tensor:
+    """The smallest weight of every rollout, (B, 1)."""
+    return weights_BT.masked_fill(~own_BT, torch.inf).amin(dim=1, keepdim=True).nan_to_num(posinf=1.0)
+
+
+def _agreed_floor(port: Port, batch: MeasuredBatch, weights_BT: Tensor) -> float | None:
+    """The smallest weight, where it is the same in every rollout of every rank; else None."""
+    own_BT = batch.signals.mask_BN[:, -batch.factor_BT.shape[1] :]
+    floor_B = port.gather(_row_floor(weights_BT, own_BT)[:, 0].contiguous())
+    return floor_B[0].item() if bool((floor_B == floor_B[0]).all()) else None
+
+
+def _progress(label: str, total: int) -> AbstractContextManager[Callable[[int, str], None]]:
+    """Rank 0 tells it for all."""
+    return progress(label, total) if is_main() else nullcontext(lambda done, text: None)
+
+
+def _endless(port: Port) -> Iterator[list[dict[str, Any]]]:
+    while True:
+        yield from port.generation_inputs()
+
+
+def _agreed(port: Port, batches: int) -> int:
+    """The fewest that any rank has time for."""
+    return int(port.gather(torch.tensor([batches], device=port.device)).min())
+
+
+def _check_memory(batches: int, rules: int, numbers: int) -> None:
+    needed = 4 * numbers * (batches + 3 * rules) / 1e9
+    free = (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available) / 1e9
+    if needed > free:
+        problem = f"{batches} batches and {rules} rules keep {needed:.1f} GB of gradients; {free:.1f} GB are free."
+        raise UserError("--batches", problem, "Take fewer, or measure with an adapter: policy.lora='{r: 16}'.")
+
+
+def as_json(found: Measured) -> dict[str, Any]:
+    rules = {name: {**asdict(fidelity), ALONE: asdict(found.alone[name])} for name, fidelity in found.shaped.items()}
+    return {
+        "uniform": found.uniform,
+        "batches": found.batches,
+        "silent_batches": found.silent,
+        "seconds": round(found.seconds, 1),
+        "rules": rules,
+        "verdict": verdict(found),
+    }
+
+
+def verdict(found: Measured) -> list[str]:
+    """What the figures say, in words; what the intervals leave open is said to be open."""
+    better = [name for name, one in found.shaped.items() if one.low > 0]
+    worse = [name for name, one in found.shaped.items() if one.high < 0]
+    open_ = [name for name in found.shaped if name not in better and name not in worse]
+    lines = [f"Equal credit: a batch's gradient has a cosine of {found.uniform:.3f} with that of all other batches."]
+    if better:
+        best = max(better, key=lambda name: found.shaped[name].difference)
+        lines.append(
+            f"Better than equal credit at this policy: {', '.join(better)}. The best, {best}, is worth a batch "
+            f"{found.shaped[best].worth:.2f} times as large."
+        )
+    else:
+        lines.append("No rule is better than equal credit at this policy.")
+    if worse:
+        lines.append(f"Worse than equal credit: {', '.join(worse)}.")
+    if open_:
+        lines.append(f"Not told apart from equal credit: {', '.join(open_)}.")
+    lines.append("This speaks of the gradient at this policy; which rule is right can change while the policy learns.")
+    return lines
+
+
+def show(found: Measured) -> None:
+    """Prints the table and the verdict, on rank 0."""
+    if not is_main():
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"Fidelity of credit rules, {found.batches} batches; equal credit {found.uniform:.3f}"
+    table = Table("rule", "difference to equal credit", "worth a batch", "bias", "raised tokens alone", title=title)
+    table.add_row("uniform", "0", "1.00", "1.000", "-")
+    for name, one in sorted(found.shaped.items(), key=lambda item: -item[1].difference):
+        alone = found.alone[name]
+        table.add_row(name, _interval(one), f"{one.worth:.2f}", f"{one.bias:.3f}", f"{_interval(alone)}")
+    Console().print(table)
+    print(*verdict(found), sep="\n")
+
+
+def _interval(one: Fidelity) -> str:
+    return f"{one.difference:+.3f} ± {(one.high - one.low) / 2:.3f}"

@@ -1,0 +1,92 @@
+"""The gradients that training would take at a policy, with the advantages shaped by any number of credit rules.
+
+Nothing is trained: one forward over a batch serves all rules, one backward pass each. The parameters must lie whole on
+every rank (no ZeRO-3, no FSDP). Legend: R shaped gradients, B rollouts of this rank, T completion tokens, N positions,
+P trained numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlattn.attention.capture import batch_heads, capture
+from rlattn.grpo.port import Port
+from rlattn.types import AttentionOptions, Signals
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredBatch:
+    """One generation batch, this rank's share."""
+
+    out: dict[str, Tensor]
+    """Ids and masks, as TRL's forward takes them."""
+    factor_BT: Tensor
+    """What the gradient of each token's log-probability is multiplied by at weight 1: advantage over tokens of the
+    batch, as `trainer.loss_type` divides; 0 outside what the policy wrote."""
+    signals: Signals
+
+    @property
+    def speaks(self) -> bool:
+        return bool(self.factor_BT.any())
+
+
+def roll_out(port: Port, inputs: list[dict[str, Any]], attention: AttentionOptions) -> MeasuredBatch:
+    """Rollouts with rewards and advantages, as training makes them, and the signals that rules read. Collective."""
+    out = port.roll_out(inputs)
+    own_BT = out["completion_mask"] * out.get("tool_mask", 1)
+    response_BN = torch.cat([torch.zeros_like(out["prompt_mask"]), own_BT], dim=1)
+    attention_BN = torch.cat([out["prompt_mask"], out["completion_mask"]], dim=1)
+    kept = {name: out[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
+    with capture(port.policy, attention_BN, response_BN, options=attention) as captured, torch.no_grad():
+        _, entropy_BT = port.score(kept, batch_size=port.args.per_device_train_batch_size, compute_entropy=True)
+    entropy_BN = torch.full(response_BN.shape, torch.nan, device=response_BN.device)
+    if entropy_BT is not None:
+        entropy_BN[:, -entropy_BT.shape[1] :] = entropy_BT.float()
+    entropy_BN = entropy_BN.masked_fill(response_BN == 0, torch.nan)
+    spans_BLH = captured.metrics()[0]
+    heads = None if attention.scope == "sequence" else batch_heads(port.gather(spans_BLH), attention.share)
+    signals = captured.signals(share=attention.share, heads=heads, entropy_BN=entropy_BN)
+    return MeasuredBatch(out=kept, factor_BT=_factor(port, out["advantages"], own_BT), signals=signals)
+
+
+def _factor(port: Port, advantage_BT: Tensor, own_BT: Tensor) -> Tensor:
+    advantage_BT = advantage_BT * own_BT
+    if port.args.loss_type == "grpo":  # each rollout's mean over its tokens
+        return advantage_BT / own_BT.sum(dim=1, keepdim=True).clamp(min=1) / (len(own_BT) * port.ranks)
+    return advantage_BT / port.gather(own_BT.sum()).sum().clamp(min=1)
+
+
+def shaped_gradients(port: Port, batch: MeasuredBatch, weights: Sequence[Tensor]) -> Tensor:
+    """gradients_RP, float32: of -sum(weight · advantage · log-probability) over all ranks' rollouts. Collective.
+
+    Args:
+        weights: R tables (B, T); they may be 0 or negative.
+
+    Cost: one forward over the rollouts that have an advantage, and R backward passes; memory for R · P numbers and for
+    the activations of `per_device_train_batch_size` rollouts.
+    """
+    parameters = [parameter for parameter in port.policy.parameters() if parameter.requires_grad]
+    sizes = [parameter.numel() for parameter in parameters]
+    gradients_RP = torch.zeros(len(weights), sum(sizes), device=port.device)
+    speaking = batch.factor_BT.ne(0).any(dim=1).nonzero()[:, 0]
+    for rows in speaking.split(port.args.per_device_train_batch_size):
+        with port.without_checkpointing():
+            logps_BT, _ = port.score({name: values[rows] for name, values in batch.out.items()})
+        for place, weights_BT in enumerate(weights):
+            shaped_BT = (weights_BT * batch.factor_BT)[rows]
+            if not shaped_BT.any():
+                continue
+            # The last one frees the graph with logps_BT; an earlier one that freed it would end the others.
+            of_rows = torch.autograd.grad(
+                -(shaped_BT * logps_BT).sum(), parameters, retain_graph=True, allow_unused=True
+            )
+            for part_P, found in zip(gradients_RP[place].split(sizes), of_rows, strict=True):
+                if found is not None:
+                    part_P += found.flatten().float()
+        del logps_BT
+    if port.ranks > 1:
+        torch.distributed.all_reduce(gradients_RP)
+    return gradients_RP
