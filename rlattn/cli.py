@@ -327,9 +327,10 @@ def bench_credit(
     with heavy_imports():
         from rlattn.bench.credit import bench_credit as measure
         from rlattn.formats.strict_json import to_json
+        from rlattn.rank import is_main
 
     found = measure(subject, overrides or [], batches, minutes)
-    if json_file and found:
+    if json_file and is_main():
         json_file.write_text(to_json(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,84 @@
+"""`rlattn bench credit` on recipes, runs and checkpoints, as a user starts it."""
+
+import json
+
+import pytest
+from conftest import SMALL, rlattn, torchrun
+from test_trl_contract import policy  # noqa: F401
+
+from rlattn.bench.credit import rules_of
+from rlattn.bench.credit_subject import check_recipe, recipe_of
+from rlattn.credit import CREDIT_RULES
+from rlattn.errors import UserError
+from rlattn.recipe.load import load_recipe
+
+OPTIONS = ("attention={horizon: [2, 10]}", "trainer.save_steps=2")
+LORA = "policy.lora={r: 4}"
+
+
+def measured(*arguments, cwd):
+    result = rlattn("bench", "credit", *map(str, arguments), "--batches", "4", "--json", "found.json", cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((cwd / "found.json").read_text())
+    assert set(found["rules"]) >= {*CREDIT_RULES, "permuted"} - {"uniform"}
+    assert found["batches"] + found["silent_batches"] == 4 and -1 < found["uniform"] < 1
+    for one in found["rules"].values():
+        assert one["low"] <= one["difference"] <= one["high"] and one["alone"]["bias"] <= 1.0001
+    assert found["rules"]["random"]["bias"] > found["rules"]["random"]["alone"]["bias"]
+    assert "Fidelity of credit rules" in result.stdout and all(line in result.stdout for line in found["verdict"])
+    return found
+
+
+def test_a_recipe_and_a_checkpoint_of_an_adapter(tmp_path):
+    lora = rlattn("train", "quickstart", *SMALL, *OPTIONS, LORA, "output_dir=run", cwd=tmp_path)
+    assert lora.returncode == 0, lora.stderr
+    recipe = measured("quickstart", *SMALL, *OPTIONS, LORA, cwd=tmp_path)
+    checkpoint = measured("run/checkpoints/checkpoint-2", "credit={kind: local_chunk, top_fraction: 0.2}", cwd=tmp_path)
+    assert recipe["uniform"] != checkpoint["uniform"]  # another policy
+    assert "local_chunk (recipe)" in checkpoint["rules"]
+    assert not (tmp_path / "runs").exists()  # of what was measured nothing is left
+
+
+def test_two_ranks_measure_one_batch_together(tmp_path):
+    program = ("-m", "rlattn.cli", "bench", "credit", "quickstart", *SMALL, *OPTIONS, "--batches=3", "--json=two.json")
+    result = torchrun(*program, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Fidelity of credit rules, 3 batches") == 1
+    assert json.loads((tmp_path / "two.json").read_text())["batches"] == 3
+
+
+def test_rewards_that_pay_all_alike_have_no_gradient_to_measure(tmp_path):
+    (tmp_path / "alike.py").write_text("class Alike:\n    def score(self, rollout): return 1.0\n")
+    rewards = "rewards={alike: {python: 'alike:Alike'}}"
+    result = rlattn("bench", "credit", "quickstart", *SMALL, rewards, "--batches", "3", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "3 of 3 batches hold no group whose rollouts were paid differently" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["trainer.deepspeed=launch/deepspeed/zero3.json"], "trainer.deepspeed=null"),
+        (["trainer.fsdp=full_shard"], "trainer.fsdp=null"),
+        (["trainer.importance_sampling_level=sequence", "credit=null"], "Use token"),
+    ],
+)
+def test_what_has_no_gradient_a_token_is_refused(overrides, said):
+    with pytest.raises(UserError, match=said):
+        check_recipe(load_recipe("quickstart", overrides))
+
+
+def test_a_model_outside_of_a_run_has_no_recipe(policy):  # noqa: F811
+    with pytest.raises(UserError, match="lies in no run's folder"):
+        recipe_of(str(policy), [])
+
+
+def test_the_recipes_rule_stands_beside_the_shipped_ones_where_it_is_another():
+    shipped = rules_of(CREDIT_RULES["coupled_rhythm"](), "coupled_rhythm")
+    assert list(shipped) == [name for name in CREDIT_RULES if name != "uniform"]
+    assert list(rules_of(CREDIT_RULES["uniform"](), "uniform")) == list(shipped) == list(rules_of(None, ""))
+    other = CREDIT_RULES["coupled_rhythm"](alpha=0.1)
+    assert rules_of(other, "coupled_rhythm")["coupled_rhythm (recipe)"] == other
+    own = object()
+    assert rules_of(own, "mine:Rule")["mine:Rule"] is own
