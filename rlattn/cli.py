@@ -319,19 +319,27 @@ def bench_credit(
     overrides: Overrides = None,
     batches: Annotated[int, typer.Option(min=3, max=10_000, help="Generation batches, at most.")] = 32,
     minutes: Annotated[float, typer.Option(min=0.1, help="Fewer batches where more would take longer.")] = 10,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every number here.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the differences here, as a PNG.")] = None,
 ) -> None:
     """Is a credit rule right for this policy and task? Every rule's gradient against that of many rollouts."""
-    if json_file and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise UserError("--json", f"{json_file} cannot be written.", "Name a file in a folder that exists.")
+    for option, file in (("--json", json_file), ("--figure", figure)):
+        if file and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
+            raise UserError(option, f"{file} cannot be written.", "Name a file in a folder that exists.")
     with heavy_imports():
         from rlattn.bench.credit import bench_credit as measure
         from rlattn.formats.strict_json import to_json
         from rlattn.rank import is_main
 
     found = measure(subject, overrides or [], batches, minutes)
-    if json_file and is_main():
+    if not is_main():
+        return
+    if json_file:
         json_file.write_text(to_json(found, indent=1) + "\n", encoding="utf-8")
+    if figure:
+        from rlattn.bench.credit_figure import draw_credit
+
+        draw_credit(found, subject, figure)
 
 
 @bench.command("resume")

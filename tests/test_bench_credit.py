@@ -13,13 +13,15 @@ from rlattn.errors import UserError
 from rlattn.recipe.load import load_recipe
 
 OPTIONS = ("attention={horizon: [2, 10]}", "trainer.save_steps=2")
+WRITTEN = ("--json", "found.json", "--figure", "found.png")
 LORA = "policy.lora={r: 4}"
 
 
 def measured(*arguments, cwd):
-    result = rlattn("bench", "credit", *map(str, arguments), "--batches", "4", "--json", "found.json", cwd=cwd)
+    result = rlattn("bench", "credit", *map(str, arguments), "--batches", "4", *WRITTEN, cwd=cwd)
     assert result.returncode == 0, result.stderr
     found = json.loads((cwd / "found.json").read_text())
+    assert (cwd / "found.png").read_bytes().startswith(b"\x89PNG")
     assert set(found["rules"]) >= {*CREDIT_RULES, "permuted"} - {"uniform"}
     assert found["batches"] + found["silent_batches"] == 4 and -1 < found["uniform"] < 1
     for one in found["rules"].values():
