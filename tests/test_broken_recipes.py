@@ -209,6 +209,13 @@ def test_there_are_fifty():
     assert len(BROKEN) >= 50
 
 
+def test_the_nearest_batch_is_one_that_all_ranks_can_share(folder):
+    (folder / "broken.yaml").write_text(GOOD)
+    batch = "trainer={per_device_train_batch_size: 128, num_generations: 7, max_steps: 10}"
+    with pytest.raises(UserError, match=r"a multiple of 56 \(nearest: 1008 or 1064\)"):
+        check(load_recipe("broken.yaml", [batch]), ranks=8, gpu_memory=None)
+
+
 def test_a_generation_batch_is_counted_over_all_ranks(folder):
     recipe = folder / "broken.yaml"
     recipe.write_text(GOOD)

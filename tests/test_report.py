@@ -283,6 +283,14 @@ def test_every_collapse_is_told_with_advice_and_health_is_not(key, early, late, 
     assert find_alarms(rows(key, early, early)) == []
 
 
+def test_a_trial_of_a_few_steps_without_any_signal_is_told():
+    def steps(*shares):
+        return [{"step": i + 1, "groups_without_signal": share} for i, share in enumerate(shares)]
+
+    assert [alarm.name for alarm in find_alarms(steps(1.0, 1.0, 1.0))] == ["zero-std groups"]
+    assert find_alarms(steps(1.0, 1.0)) == find_alarms(steps(1.0, 0.5, 1.0)) == []
+
+
 def test_a_reward_whose_failures_are_all_that_it_tells_is_named():
     at_step = {"rewards/mine/failed": 1, "rewards/mine/failed_gap": 0.0}
     told = [{"step": i + 1, **at_step, "rewards/mine/std": 0.0} for i in range(12)]

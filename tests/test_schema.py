@@ -4,6 +4,9 @@ import ast
 import copy
 import inspect
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -31,6 +34,14 @@ from rlattn.types import AttentionOptions, WarmStart
 RECIPES = Path(__file__).parents[1] / "recipes"
 SECTIONS = (Recipe, Policy, Lora, Plugin, TaskSpec, Rewards, RewardSpec, CreditSpec, Tracking, Resume)
 SCHEMA = json.loads((RECIPES / "schema.json").read_text(encoding="utf-8"))
+
+
+def test_the_command_prints_the_shipped_file_whatever_the_order_of_sets():
+    command = [sys.executable, "-m", "rlattn.cli", "schema"]
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert printed == (RECIPES / "schema.json").read_text(encoding="utf-8")
 
 
 def errors(data):

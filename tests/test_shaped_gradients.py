@@ -1,6 +1,7 @@
 """The gradients that `bench credit` compares: TRL's own where no rule shapes them, linear in the weights."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,6 +81,14 @@ def test_gradients_are_linear_in_the_weights_and_taken_of_what_is_trained(policy
     assert not none_P.any()
     assert torch.cosine_similarity(equal_P, of_trl(trainer, out), dim=0) > 1 - 1e-5
     assert len(one_P) == sum(p.numel() for p in trainer.port.policy.parameters() if p.requires_grad)
+
+
+def test_a_rank_whose_rollouts_have_no_advantage_adds_nothing(policy, tmp_path):  # noqa: F811
+    trainer = made(policy, tmp_path)
+    batch, _ = measured(trainer)
+    silent = replace(batch, factor_BT=torch.zeros_like(batch.factor_BT))
+    assert not silent.speaks
+    assert not shaped_gradients(trainer.port, silent, [torch.ones_like(batch.factor_BT)]).any()
 
 
 def test_signals_are_those_of_the_policy_on_its_rollouts(policy, tmp_path):  # noqa: F811

@@ -16,6 +16,8 @@ from rlattn.attention.capture import batch_heads, capture
 from rlattn.grpo.port import Port
 from rlattn.types import AttentionOptions, Signals
 
+ROWS = 32  # rollouts a forward, at most: little padding, and activations that stay in a CPU's cache
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredBatch:
@@ -66,23 +68,23 @@ def shaped_gradients(port: Port, batch: MeasuredBatch, weights: Sequence[Tensor]
         weights: R tables (B, T); they may be 0 or negative.
 
     Cost: one forward over the rollouts that have an advantage, and R backward passes; memory for R · P numbers and for
-    the activations of `per_device_train_batch_size` rollouts.
+    the activations of at most `per_device_train_batch_size` rollouts.
     """
     parameters = [parameter for parameter in port.policy.parameters() if parameter.requires_grad]
     sizes = [parameter.numel() for parameter in parameters]
     gradients_RP = torch.zeros(len(weights), sum(sizes), device=port.device)
-    speaking = batch.factor_BT.ne(0).any(dim=1).nonzero()[:, 0]
-    for rows in speaking.split(port.args.per_device_train_batch_size):
+    for rows in _alike(batch, port.args.per_device_train_batch_size):
+        part = _trimmed({name: values[rows] for name, values in batch.out.items()})
+        length = part["completion_ids"].shape[1]
         with port.without_checkpointing():
-            logps_BT, _ = port.score({name: values[rows] for name, values in batch.out.items()})
+            logps_BT, _ = port.score(part)
         for place, weights_BT in enumerate(weights):
-            shaped_BT = (weights_BT * batch.factor_BT)[rows]
+            shaped_BT = (weights_BT * batch.factor_BT)[rows, :length]
             if not shaped_BT.any():
                 continue
-            # The last one frees the graph with logps_BT; an earlier one that freed it would end the others.
             of_rows = torch.autograd.grad(
                 -(shaped_BT * logps_BT).sum(), parameters, retain_graph=True, allow_unused=True
-            )
+            )  # the graph goes with logps_BT
             for part_P, found in zip(gradients_RP[place].split(sizes), of_rows, strict=True):
                 if found is not None:
                     part_P += found.flatten().float()
@@ -90,3 +92,18 @@ def shaped_gradients(port: Port, batch: MeasuredBatch, weights: Sequence[Tensor]
     if port.ranks > 1:
         torch.distributed.all_reduce(gradients_RP)
     return gradients_RP
+
+
+def _alike(batch: MeasuredBatch, most: int) -> tuple[Tensor, ...]:
+    """The rollouts that have an advantage, those of like length together."""
+    speaking = batch.factor_BT.ne(0).any(dim=1).nonzero()[:, 0]
+    length_B = batch.out["completion_mask"].sum(dim=1)[speaking]
+    chunks = speaking[length_B.argsort(stable=True)].split(min(most, ROWS))
+    return tuple(rows for rows in chunks if len(rows))  # a rank may have none
+
+
+def _trimmed(out: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the columns that are padding in every row: at the left of prompts, at the right of completions."""
+    first = int(out["prompt_mask"].any(dim=0).int().argmax())
+    length = max(1, int(out["completion_mask"].any(dim=0).sum()))
+    return {name: values[:, first:] if "prompt" in name else values[:, :length] for name, values in out.items()}

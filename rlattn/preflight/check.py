@@ -151,7 +151,9 @@ def prompt_tokens(prompts: list[str | Messages], path: str) -> tuple[int, str]:
 
         tokenizer = Tokenizer.from_file(str(file))
         return max((len(tokenizer.encode(text).ids) for text in texts), default=0), "of"
-    return max((len(text) for text in texts), default=0) // CHARACTERS_PER_TOKEN, "about" if texts else "unread,"
+    return max(
+        (len(text) for text in texts), default=0
+    ) // CHARACTERS_PER_TOKEN, "about" if texts else "unread, counted as"
 
 
 def _as_list(targets: str | tuple[str, ...] | list[str]) -> str | list[str]:

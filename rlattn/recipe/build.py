@@ -75,7 +75,7 @@ def _build(spec: Plugin, kind: str | None, table: Mapping[str, type], protocol: 
         raise UserError(f"{where}.python", f"reading its '{name}' fails: {describe(error)}.") from None
     if not isinstance(built, protocol):
         missing = [name for name in CALLS[protocol] if not callable(getattr(built, name, None))]
-        raise UserError(f"{where}.python", f"{spec.python} lacks the method {missing[0]}().", "See the README.")
+        raise UserError(f"{where}.python", f"{spec.python} lacks the method {missing[0]}().", page_of(where))
     check_methods(built, CALLS[protocol], where, BY_NAME.get(protocol, ()))
     if protocol is Reward:
         _check_reward(built, where)
@@ -158,6 +158,11 @@ def _construct(cls: type, options: dict[str, Any], where: str, spec_keys: Set[st
         raise UserError(where, f"{cls.__name__} refuses its options: {describe(error)}.") from None
 
 
+def page_of(where: str) -> str:
+    """Where a task, a reward or a rule of one's own is described."""
+    return f"See rlattn/{ {'task': 'tasks', 'credit': 'credit'}.get(where, 'rewards') }/README.md."
+
+
 def check_methods(built: Any, calls: Mapping[str, int], where: str, by_name: tuple[str, ...] = ()) -> None:
     """That every method of `calls` takes that many arguments, and those of `by_name` it has, and is no coroutine."""
     for name, count in calls.items():
@@ -167,7 +172,7 @@ def check_methods(built: Any, calls: Mapping[str, int], where: str, by_name: tup
             signature.bind(*range(count), **{key: 0 for key in by_name if key in signature.parameters})
         except TypeError as error:
             problem = f"{name}() must take {count} argument{'s' * (count != 1)}: {error}."
-            raise UserError(f"{where}.python", problem, "See the README.") from None
+            raise UserError(f"{where}.python", problem, page_of(where)) from None
         except ValueError:
             continue  # a builtin without a signature
         if inspect.iscoroutinefunction(method):

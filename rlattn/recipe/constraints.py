@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from math import lcm
 
 from rlattn.errors import UserError, did_you_mean
 from rlattn.recipe.grpo_fields import load_fields
@@ -257,13 +258,14 @@ def _check_batch(recipe: Recipe, ranks: int) -> None:
             f"Nearest: {max(1, round(batch / per_step)) * per_step}.",
         )
     if batch % group:
-        below = batch - batch % group
+        whole = lcm(group, ranks)  # every rank has as many rollouts as the others
+        below = batch - batch % whole
         raise UserError(
             "trainer.num_generations",
             f"a generation batch of {batch} rollouts ({ranks} rank{'s' * (ranks > 1)}) does not hold whole groups of "
             f"{group}, and a group's advantages need all of it.",
-            f"Make per_device_train_batch_size x steps_per_generation x ranks a multiple of {group}"
-            f" (nearest: {f'{below} or ' if below else ''}{below + group}).",
+            f"Make per_device_train_batch_size x steps_per_generation x ranks a multiple of {whole}"
+            f" (nearest: {f'{below} or ' if below else ''}{below + whole}).",
         )
 
 

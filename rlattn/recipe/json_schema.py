@@ -25,7 +25,7 @@ def recipe_schema() -> Schema:
     definitions = schema["$defs"]
     for name in ("TaskSpec", "RewardSpec", "CreditSpec"):
         definitions[name].pop("additionalProperties", None)
-    shared = {name: set(definitions[name]["properties"]) for name in ("TaskSpec", "RewardSpec", "CreditSpec")}
+    shared = {name: list(definitions[name]["properties"]) for name in ("TaskSpec", "RewardSpec", "CreditSpec")}
     definitions["TaskSpec"] |= _by_kind(TASKS, shared["TaskSpec"], definitions)
     definitions["CreditSpec"] |= _by_kind(CREDIT_RULES, shared["CreditSpec"], definitions)
     definitions["RewardSpec"] |= _by_kind(REWARDS, shared["RewardSpec"], definitions)
@@ -37,7 +37,7 @@ def recipe_schema() -> Schema:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "A recipe of rlattn"}
 
 
-def _by_kind(table: Mapping[str, type], shared: set[str], definitions: Schema) -> Schema:
+def _by_kind(table: Mapping[str, type], shared: list[str], definitions: Schema) -> Schema:
     """One conditional a kind, under which only its own options are known; a class of the user's may have any."""
     rules: list[Schema] = []
     for kind, cls in table.items():
@@ -54,7 +54,7 @@ def _named(kind: str) -> Schema:
     return {"anyOf": [{"$ref": "#/$defs/RewardSpec"}, {"type": "null"}], "allOf": [of_kind]}
 
 
-def _options(cls: type, shared: set[str], definitions: Schema) -> Schema:
+def _options(cls: type, shared: list[str], definitions: Schema) -> Schema:
     made = TypeAdapter(cls).json_schema(ref_template="#/$defs/{model}")
     definitions.update(made.pop("$defs", {}))
     properties = {**made.get("properties", {}), **dict.fromkeys(shared, True)}

@@ -74,7 +74,8 @@ class Policy(Strict):
     def _tiny_only(self) -> Self:
         if self.path != TINY_POLICY and (self.warm_start or self.supervised_control):
             raise ValueError(
-                f"warm_start and supervised_control are for the built-in policy `path: {TINY_POLICY}` only"
+                f"warm_start and supervised_control are for the built-in policy `path: {TINY_POLICY}` only; "
+                "add policy.warm_start=null policy.supervised_control=false"
             )
         if self.system_prompt and self.prompt_style == "plain":
             raise ValueError("a system_prompt needs `prompt_style: chat`: plain prompts have no roles")

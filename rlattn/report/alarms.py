@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 WINDOW = 10
+SHORT = 3  # steps after which a run without any signal is told
 LOW, SURE = 0.5, 2.0  # standard deviations of a batch, and of a mean: from there on failures go with low reward
 COUNTED = ("/failed", "/metrics_failed", "/nonfinite_rows", "/refused_rows")
 ACCURACY = "eval/accuracy"
@@ -136,7 +137,11 @@ def _of_task(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
 
 
 def _zero_std(rows: Sequence[dict[str, Any]]) -> list[Alarm]:
-    late = last(rows, "groups_without_signal")
+    late, logged = last(rows, "groups_without_signal"), values(rows, "groups_without_signal")
+    if (
+        late is None and len(logged) >= SHORT and min(logged) == 1
+    ):  # a trial of a few steps, in which nothing is learned
+        late = 1.0
     if late is None or late <= 0.8:
         return []
     text = f"In {100 * late:.0f} % of the groups all rollouts got the same reward: they teach nothing."

@@ -27,6 +27,7 @@ from rlattn.run_folder.provenance import changed_sources, sources
 
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "datasets", "peft", "deepspeed", "wandb", "vllm")
 DIFFERENCES_SHOWN = 4
+WITHOUT = "policy.warm_start=null policy.supervised_control=false"  # what only the tiny policy takes
 FAILURES = "failures.jsonl"  # the first failure of a reward in a batch
 ALARMS = "alarms.jsonl"  # every sign of collapse, when it was first told
 
@@ -56,7 +57,7 @@ def open_run(recipe: Recipe) -> int | None:
         raise UserError("output_dir", f"the run in {run} has a damaged recipe.yaml: {error}", "Name another.") from None
     for key, (old, new) in changed.items():
         if any(key == kept or key.startswith(f"{kept}.") for kept in KEPT_BY_CHECKPOINT):
-            fix = f"Name another output_dir; policy.path={run}/model starts from this run's policy."
+            fix = f"Name another output_dir; policy.path={run}/model {WITHOUT} starts from this run's policy."
             raise UserError(key, f"is {old} in {run}, whose checkpoints keep it, and {new} here.", fix)
     refused = {
         key: values
@@ -76,7 +77,7 @@ def open_run(recipe: Recipe) -> int | None:
         return None
     checkpoint, _ = newest_sound(run / "checkpoints", hashes=False)
     if finished and changed and checkpoint is None:
-        fix = "Name another output_dir; policy.path=RUN/model starts from its policy."
+        fix = f"Name another output_dir; policy.path={run}/model {WITHOUT} starts from its policy."
         raise UserError("output_dir", f"{run} is finished, and has no checkpoint to go on from.", fix)
     done = checkpoint_step(checkpoint) if checkpoint else 0
     return None if finished and changed and 0 < recipe.trainer.get("max_steps", -1) <= done else done

@@ -62,7 +62,9 @@ def check_row(row: Row, where: str) -> None:
     if not isinstance(row, Mapping):
         raise UserError("task", f"{where} is no dict but {type(row).__name__}.", "Expected a dict with `prompt`.")
     if "prompt" not in row:
-        raise UserError("task", f"{where} has no 'prompt', only {', '.join(map(str, row))}.", "See the README.")
+        raise UserError(
+            "task", f"{where} has no 'prompt', only {', '.join(map(str, row))}.", "See rlattn/tasks/README.md."
+        )
     if not is_prompt(row["prompt"]):
         raise UserError("task", f"{where}: its prompt is neither text nor chat messages.", "Expected one of them.")
     if is_answered(row["prompt"]):
