@@ -42,7 +42,7 @@ def outcomes_of(task, *texts, samples=0):
     examples = [{"prompt": row["prompt"], "row": row} for row in task.rows("eval")]
     said = iter(texts)
     return score_greedy(
-        lambda part: [Completion(text=next(said), tokens=1) for _ in part],
+        lambda part: [Completion(text=next(said), ids=[1], tokens=1) for _ in part],
         Tokenizer(), task, examples, calls=2, batch_size=2, filler=examples[0], template_kwargs={}, samples=samples,
     )  # fmt: skip
 
