@@ -41,15 +41,15 @@ SMALL = (
 )
 
 
-# Files whose tests train, launch ranks, compile, build a package or start a browser: minutes, the others seconds.
+# Files whose tests train, launch ranks, compile, build a package or start a browser, and others of 15 s and more.
 SLOW = {
-    "another_world_size", "attention_capture", "attention_kernels", "bench_attention", "bench_credit", "checkpoints",
-    "compare", "credit_properties", "credit_training", "dialogues", "effort", "eval", "eval_deception", "eval_flips",
-    "eval_probes", "eval_tasks", "gpu_smoke", "heads", "image_rollouts", "inspect", "inspect_mistakes", "launch",
-    "launch_files", "ledger", "live", "long_texts", "monitored_training", "no_hangs", "open_run", "package",
-    "policy_weights", "report_in_chromium", "report_size", "resume", "resume_of_rewards", "reward_training", "run",
-    "safe_metrics", "seeded_requests", "self_monitor", "shaped_gradients", "stopping", "terminal", "tiny",
-    "token_log", "trl_contract", "vanished_ranks", "wandb_account", "weight_sync",
+    "another_world_size", "answers", "attention_capture", "attention_kernels", "bench_attention", "bench_credit",
+    "checkpoints", "compare", "credit_properties", "credit_training", "dialogues", "effort", "eval", "eval_deception",
+    "eval_flips", "eval_probes", "eval_tasks", "gpu_smoke", "heads", "image_rollouts", "inspect", "inspect_mistakes",
+    "launch", "launch_files", "ledger", "live", "long_texts", "memory", "monitored_training", "no_hangs", "open_run",
+    "package", "policy_weights", "report_in_chromium", "report_size", "resume", "resume_of_rewards",
+    "reward_training", "run", "safe_metrics", "seeded_requests", "self_monitor", "shaped_gradients", "stopping",
+    "terminal", "tiny", "token_log", "trl_contract", "vanished_ranks", "wandb_account", "weight_sync",
 }  # fmt: skip
 
 
