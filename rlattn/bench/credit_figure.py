@@ -23,9 +23,13 @@ def draw_credit(found: dict[str, Any], title: str, file: Path) -> None:
             alone = one["alone"]
             axes.plot([alone["low"], alone["high"]], [place - 0.18] * 2, color=OTHER, linewidth=1, linestyle=":")
             axes.plot(alone["difference"], place - 0.18, "s", color=OTHER, markerfacecolor="white", markersize=5)
+            if abs(alone["difference"]) > CLIPPED * widest:
+                side, edge = ("left", -CLIPPED) if alone["difference"] < 0 else ("right", CLIPPED)
+                told: dict[str, Any] = {"color": OTHER, "fontsize": 8, "ha": side, "va": "center"}
+                axes.text(edge * widest, place - 0.18, f" {alone['difference']:+.2f} ", **told)
             axes.plot([one["low"], one["high"]], [place + 0.12] * 2, color=LOCAL, linewidth=2)
             axes.plot(one["difference"], place + 0.12, "o", color=LOCAL, markersize=6)
-        axes.plot([], [], "o-", color=LOCAL, label="as the rule weighs")
+        axes.plot([], [], "o-", color=LOCAL, label="as the rule weighs, 95 %")
         axes.plot([], [], "s:", color=OTHER, markerfacecolor="white", label="raised tokens alone")
         axes.set_yticks(range(len(rules)), [name for name, _ in rules])
         axes.set_xlim(-CLIPPED * widest, CLIPPED * widest)
