@@ -41,12 +41,23 @@ def test_a_recipe_and_a_checkpoint_of_an_adapter(tmp_path):
     assert not (tmp_path / "runs").exists()  # of what was measured nothing is left
 
 
-def test_two_ranks_measure_one_batch_together(tmp_path):
-    program = ("-m", "rlattn.cli", "bench", "credit", "quickstart", *SMALL, *OPTIONS, "--batches=3", "--json=two.json")
+def test_two_ranks_measure_one_batch_together_and_tell_of_weights_that_training_refuses(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from rlattn.types import Credit\n"
+        "class Negative:\n"
+        "    def __call__(self, signals): return Credit(weights_BN=signals.mask_BN * -1.0)\n"
+    )
+    rule = "credit={python: 'mine:Negative'}"
+    options = ("--batches=3", "--json=two.json")
+    program = ("-m", "rlattn.cli", "bench", "credit", "quickstart", *SMALL, *OPTIONS, rule, *options)
     result = torchrun(*program, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Fidelity of credit rules, 3 batches") == 1
-    assert json.loads((tmp_path / "two.json").read_text())["batches"] == 3
+    assert result.stdout.count("Fidelity of credit rules, ") == 1
+    found = json.loads((tmp_path / "two.json").read_text())
+    assert found["batches"] + found["silent_batches"] == 3
+    refused = 16 * found["batches"]  # every rollout of both ranks
+    assert f"mine:Negative: on {refused} rollouts its weights are negative or not finite" in result.stdout
+    assert found["rules"]["mine:Negative"]["difference"] == pytest.approx(0, abs=1e-4)  # float32
 
 
 def test_rewards_that_pay_all_alike_have_no_gradient_to_measure(tmp_path):

@@ -7,6 +7,7 @@ Legend: R shaped gradients, B batches, T completion tokens, P trained numbers.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from rlattn.bench.credit_subject import check_recipe, recipe_of, rolling_out
 from rlattn.credit import CREDIT_RULES, compute_credit
+from rlattn.credit.base import REFUSED
 from rlattn.credit.fidelity import Fidelity, Products, fidelities
 from rlattn.errors import UserError
 from rlattn.grpo.port import Port
@@ -45,6 +47,8 @@ class Measured:
     shaped: dict[str, Fidelity]
     alone: dict[str, Fidelity]
     """The same in the limit of a large amplification, where only what the rule raises counts."""
+    refused: dict[str, int]
+    """Rollouts on which a rule gave weights that training would refuse, by rule: they count as equal credit."""
     seconds: float
 
 
@@ -112,10 +116,12 @@ def measure_credit(
         )
     equal_BP = torch.stack(equal)
     names = [*rules, PERMUTED]
+    refused = Counter[str]()
     tables = {table: _Table(len(names), equal_BP) for table in ("shaped", ALONE)}
     with _progress("gradients", len(kept)) as update:
         for number, batch in enumerate(kept):
-            weights = _weights(batch, rules, permuted, step=number * port.ranks + port.rank)
+            weights, refused_R = _weights(batch, rules, permuted, step=number * port.ranks + port.rank)
+            refused.update(dict(zip(rules, port.gather(refused_R[None]).sum(dim=0).tolist(), strict=True)))
             floors = [_agreed_floor(port, batch, weights_BT) for weights_BT in weights]
             own_BT = batch.signals.mask_BN[:, -batch.factor_BT.shape[1] :]
             raised = [weights_BT - _row_floor(weights_BT, own_BT) for weights_BT in weights]
@@ -137,6 +143,7 @@ def measure_credit(
         silent=silent,
         shaped=dict(zip(names, shaped, strict=True)),
         alone=dict(zip(names, alone, strict=True)),
+        refused={name: int(count) for name, count in refused.items() if count},
         seconds=time.monotonic() - began,
     )
 
@@ -165,13 +172,15 @@ class _Table:
         )
 
 
-def _weights(batch: MeasuredBatch, rules: dict[str, CreditRule], permuted: str, step: int) -> list[Tensor]:
-    """weights_BT of every rule, and of the permuted one."""
+def _weights(
+    batch: MeasuredBatch, rules: dict[str, CreditRule], permuted: str, step: int
+) -> tuple[list[Tensor], Tensor]:
+    """weights_BT of every rule and of the permuted one, and on how many rollouts each rule's were refused."""
     length = batch.factor_BT.shape[1]
-    found = {
-        name: compute_credit(rule, batch.signals, step=step).weights_BN[:, -length:] for name, rule in rules.items()
-    }
-    return [*found.values(), found[permuted].roll(1, dims=0)]
+    given = {name: compute_credit(rule, batch.signals, step=step) for name, rule in rules.items()}
+    weights = {name: credit.weights_BN[:, -length:] for name, credit in given.items()}
+    refused_R = torch.stack([credit.metrics[REFUSED].to(batch.factor_BT.device) for credit in given.values()])
+    return [*weights.values(), weights[permuted].roll(1, dims=0)], refused_R
 
 
 def _row_floor(weights_BT: Tensor, own_BT: Tensor) -> Tensor:
@@ -239,6 +248,10 @@ def verdict(found: Measured) -> list[str]:
         lines.append(f"Worse than equal credit: {', '.join(worse)}.")
     if open_:
         lines.append(f"Not told apart from equal credit: {', '.join(open_)}.")
+    lines += [
+        f"{name}: on {count} rollouts its weights are negative or not finite; they count as equal credit."
+        for name, count in found.refused.items()
+    ]
     lines.append("This speaks of the gradient at this policy; which rule is right can change while the policy learns.")
     return lines
 
