@@ -79,6 +79,13 @@ def test_an_interval_holds_nothing_where_there_is_nothing(seed):
     assert noisier.high < 0.01 and noisier.worth_low < noisier.worth < noisier.worth_high
 
 
+def test_where_equal_credit_finds_no_direction_no_worth_is_told():
+    equal_BP, shaped_RBP = drawn(3, batches=6, numbers=200, noise=1000.0, rules=[(1, 0.5)])
+    uniform, (one,) = fidelities(products(equal_BP, shaped_RBP))
+    assert abs(uniform) < 0.3 and math.isnan(one.worth) and math.isnan(one.worth_low)
+    assert one.low <= one.difference <= one.high
+
+
 def test_a_rule_without_any_gradient_has_no_direction():
     equal_BP, _ = drawn(0, rules=[(1, 1)])
     uniform, (none,) = fidelities(products(equal_BP, torch.zeros_like(equal_BP)[None]))

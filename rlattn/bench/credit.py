@@ -6,6 +6,7 @@ gradient under every rule is held against the sum of all other batches' under eq
 Legend: R shaped gradients, B batches, T completion tokens, P trained numbers.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -236,12 +237,16 @@ def verdict(found: Measured) -> list[str]:
     worse = [name for name, one in found.shaped.items() if one.high < 0]
     open_ = [name for name in found.shaped if name not in better and name not in worse]
     lines = [f"Equal credit: a batch's gradient has a cosine of {found.uniform:.3f} with that of all other batches."]
+    if any(math.isnan(one.worth) for one in found.shaped.values()):
+        lines.append(
+            "That is not told apart from 0: the batches are too few or too small for this policy, and the differences "
+            "say little. Take more --batches, or a larger trainer.per_device_train_batch_size."
+        )
     if better:
         best = max(better, key=lambda name: found.shaped[name].difference)
-        lines.append(
-            f"Better than equal credit at this policy: {', '.join(better)}. The best, {best}, is worth a batch "
-            f"{found.shaped[best].worth:.2f} times as large."
-        )
+        worth = found.shaped[best].worth
+        told = "" if math.isnan(worth) else f" The best, {best}, is worth a batch {worth:.2f} times as large."
+        lines.append(f"Better than equal credit at this policy: {', '.join(better)}.{told}")
     else:
         lines.append("No rule is better than equal credit at this policy.")
     if worse:
@@ -268,7 +273,8 @@ def show(found: Measured) -> None:
     table.add_row("uniform", "0", "1.00", "1.000", "-")
     for name, one in sorted(found.shaped.items(), key=lambda item: -item[1].difference):
         alone = found.alone[name]
-        table.add_row(name, _interval(one), f"{one.worth:.2f}", f"{one.bias:.3f}", f"{_interval(alone)}")
+        worth = "-" if math.isnan(one.worth) else f"{one.worth:.2f}"
+        table.add_row(name, _interval(one), worth, f"{one.bias:.3f}", f"{_interval(alone)}")
     Console().print(table)
     print(*verdict(found), sep="\n")
 

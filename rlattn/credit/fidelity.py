@@ -55,7 +55,8 @@ class Fidelity:
     bias: float
     """Cosine between the sums of all batches, the rule's and equal credit's: below 1, no batch is large enough."""
     worth: float
-    """Equal credit comes as near with a batch so many times as large; 0 where the rule points away."""
+    """Equal credit comes as near with a batch so many times as large; 0 where the rule points away, NaN where equal
+    credit's own cosine is not told apart from 0."""
     worth_low: float
     worth_high: float
 
@@ -80,6 +81,8 @@ def fidelities(products: Products) -> tuple[float, list[Fidelity]]:
     spread_R = _jackknife_spread(gain_BR)
     # Worth is judged on the logarithm, where a half and a double lie equally far from 1.
     worth_R, worth_BR = _worth(equal, shaped_R), _worth(equal_without_B[:, None], shaped_without_BR)
+    if equal <= _jackknife_spread(equal_without_B[:, None])[0]:
+        worth_R = torch.full_like(worth_R, math.nan)
     worth_spread_R = _jackknife_spread(worth_BR.clamp(min=1e-6).log())
     total = products.equal_BB.sum()
     bias_R = _safe_cosine(products.shaped_RBB.sum(dim=(1, 2)), products.sum_square_R * total)
