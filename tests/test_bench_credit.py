@@ -1,12 +1,14 @@
 """`rlattn bench credit` on recipes, runs and checkpoints, as a user starts it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import SMALL, rlattn, torchrun
 from test_trl_contract import policy  # noqa: F401
 
-from rlattn.bench.credit import rules_of
+from rlattn.bench.credit import _check_memory, rules_of
 from rlattn.bench.credit_subject import check_recipe, recipe_of
 from rlattn.credit import CREDIT_RULES
 from rlattn.errors import UserError
@@ -80,6 +82,13 @@ def test_rewards_that_pay_all_alike_have_no_gradient_to_measure(tmp_path):
 def test_what_has_no_gradient_a_token_is_refused(overrides, said):
     with pytest.raises(UserError, match=said):
         check_recipe(load_recipe("quickstart", overrides))
+
+
+def test_gradients_that_do_not_fit_are_told_with_their_size():
+    port = SimpleNamespace(device=torch.device("cpu"), gather=lambda values: values)
+    _check_memory(port, 32, 8, 1_000_000)
+    with pytest.raises(UserError, match=r"32 batches and 8 rules keep 352000\.0 GB of gradients.*policy\.lora"):
+        _check_memory(port, 32, 8, 10**12)
 
 
 def test_a_model_outside_of_a_run_has_no_recipe(policy):  # noqa: F811

@@ -103,10 +103,10 @@ def measure_credit(
             timed = time.monotonic()
             (gradient_P,) = shaped_gradients(port, batch, [torch.ones_like(batch.factor_BT)])
             if not kept:
-                _check_memory(batches, len(rules) + 1, len(gradient_P))
                 own = time.monotonic() - timed
                 cost = time.monotonic() - began + own * (1 - BACKWARD_SHARE + BACKWARD_SHARE * (len(rules) + 1))
-                batches = _agreed(port, max(FEWEST, min(batches, int(60 * minutes / cost))))
+                batches = int(_smallest(port, max(FEWEST, min(batches, int(60 * minutes / cost)))))
+                _check_memory(port, batches, len(rules) + 1, len(gradient_P))
             kept.append(batch)
             equal.append(gradient_P)
             update(len(kept) + silent, f"of {batches}")
@@ -123,9 +123,10 @@ def measure_credit(
         for number, batch in enumerate(kept):
             weights, refused_R = _weights(batch, rules, permuted, step=number * port.ranks + port.rank)
             refused.update(dict(zip(rules, port.gather(refused_R[None]).sum(dim=0).tolist(), strict=True)))
-            floors = [_agreed_floor(port, batch, weights_BT) for weights_BT in weights]
             own_BT = batch.signals.mask_BN[:, -batch.factor_BT.shape[1] :]
-            raised = [weights_BT - _row_floor(weights_BT, own_BT) for weights_BT in weights]
+            floors_B1 = [_row_floor(weights_BT, own_BT) for weights_BT in weights]
+            floors = [_same_everywhere(port, floor_B1[:, 0]) for floor_B1 in floors_B1]
+            raised = [weights_BT - floor_B1 for weights_BT, floor_B1 in zip(weights, floors_B1, strict=True)]
             gradients_RP = shaped_gradients(port, batch, raised)
             uneven = [place for place, floor in enumerate(floors) if floor is None]
             of_uneven = dict(
@@ -189,11 +190,10 @@ def _row_floor(weights_BT: Tensor, own_BT: Tensor) -> Tensor:
     return weights_BT.masked_fill(~own_BT, torch.inf).amin(dim=1, keepdim=True).nan_to_num(posinf=1.0)
 
 
-def _agreed_floor(port: Port, batch: MeasuredBatch, weights_BT: Tensor) -> float | None:
-    """The smallest weight, where it is the same in every rollout of every rank; else None."""
-    own_BT = batch.signals.mask_BN[:, -batch.factor_BT.shape[1] :]
-    floor_B = port.gather(_row_floor(weights_BT, own_BT)[:, 0].contiguous())
-    return floor_B[0].item() if bool((floor_B == floor_B[0]).all()) else None
+def _same_everywhere(port: Port, floor_B: Tensor) -> float | None:
+    """The smallest weight, where it is the same in every rollout of every rank; else None. Collective."""
+    everyone_B = port.gather(floor_B.contiguous())
+    return everyone_B[0].item() if bool((everyone_B == everyone_B[0]).all()) else None
 
 
 def _progress(label: str, total: int) -> AbstractContextManager[Callable[[int, str], None]]:
@@ -206,16 +206,18 @@ def _endless(port: Port) -> Iterator[list[dict[str, Any]]]:
         yield from port.generation_inputs()
 
 
-def _agreed(port: Port, batches: int) -> int:
-    """The fewest that any rank has time for."""
-    return int(port.gather(torch.tensor([batches], device=port.device)).min())
+def _smallest(port: Port, number: float) -> float:
+    """Of all ranks, so that all do the same. Collective."""
+    return port.gather(torch.tensor([number], device=port.device)).min().item()
 
 
-def _check_memory(batches: int, rules: int, numbers: int) -> None:
-    needed = 4 * numbers * (batches + 3 * rules) / 1e9
-    free = (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available) / 1e9
-    if needed > free:
-        problem = f"{batches} batches and {rules} rules keep {needed:.1f} GB of gradients; {free:.1f} GB are free."
+def _check_memory(port: Port, batches: int, rules: int, numbers: int) -> None:
+    """Raises UserError on every rank where the gradients do not fit on one. Collective."""
+    needed = 4 * numbers * (2 * batches + 3 * rules) / 1e9
+    free = torch.cuda.mem_get_info()[0] if port.device.type == "cuda" else psutil.virtual_memory().available
+    least = _smallest(port, free / 1e9)
+    if needed > least:
+        problem = f"{batches} batches and {rules} rules keep {needed:.1f} GB of gradients; {least:.1f} GB are free."
         raise UserError("--batches", problem, "Take fewer, or measure with an adapter: policy.lora='{r: 16}'.")
 
 
