@@ -9,7 +9,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PY=python3
 if [ -x "$ROOT/.venv/bin/python" ]; then PY=$ROOT/.venv/bin/python; fi
 if [ -n "${VIRTUAL_ENV:-}" ]; then PY=$VIRTUAL_ENV/bin/python; fi
-"$PY" -c "import torch" 2>/dev/null || {
+"$PY" -c 'import sys; from importlib.util import find_spec; sys.exit(not find_spec("torch"))' || {
   echo "gpu_smoke: $PY has no torch. Install rlattn first (. launch/install.sh), or set VIRTUAL_ENV to where torch is." >&2
   exit 2
 }

@@ -3,8 +3,9 @@
 `[*PYTHON, "-m", "rlattn.cli", "train", …]` does what `[sys.executable, "-m", "rlattn.cli", "train", …]` does, without
 its many seconds of imports: a client that a test (or torchrun) starts, kills and waits for, and a server that forks a
 copy of itself for each client and gives it the client's arguments, environment, folder, stdin, stdout and stderr.
-Signals go through to the copy, and what ends the copy ends its client. What a test asserts of imports, of the
-terminal, of its parent, or of W&B (it makes its folder of temporary files at import) needs a real start.
+Signals go through to the copy, and what ends the copy ends its client. The copy's parent is its client's; its terminal
+is the one that its client was given and that is no other session's; what it starts with `sys.executable` is a copy too.
+A program that is given more open files is started really, and what a test asserts of imports needs a real start.
 """
 
 import contextlib
@@ -12,8 +13,10 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 PYTHON = (sys.executable, "-S", __file__)
@@ -24,24 +27,39 @@ PRELOADED = (
     "pytest",
     "torch.distributed.launcher.api",
     "deepspeed",
+    "wandb",
 )
 SERVER = "RLATTN_TESTS_FORK_SERVER"  # its socket's path
 STREAMS = 3
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
+def copies() -> Path:
+    """An environment whose Python starts copies."""
+    return Path(os.environ[SERVER]).parent / "copies"
+
+
 def start_server(folder: Path) -> subprocess.Popen:
     """It ends with the process that started it, and imports when it is first asked."""
     os.environ[SERVER] = str(folder / "fork-server")
+    os.environ["TRACKIO_DIR"] = str(folder / "trackio")  # Trackio reads it at import
+    python = copies() / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {" ".join(PYTHON)} "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
     return subprocess.Popen([sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, start_new_session=True)
 
 
 def main() -> None:
     if sys.argv[1:] == ["--serve"]:
         return serve()
+    if _inherited():  # a copy would not have them
+        os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.environ[SERVER])
+        ignored = [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]
         asked = {"argv": sys.argv[1:], "cwd": os.getcwd(), "environment": dict(os.environ)}
+        asked |= {"client": os.getpid(), "ignored": ignored}
         text = json.dumps(asked).encode()
         socket.send_fds(server, [len(text).to_bytes(8, "big")], list(range(STREAMS)))
         server.sendall(text)
@@ -55,6 +73,12 @@ def main() -> None:
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     os._exit(os.WEXITSTATUS(status))
+
+
+def _inherited() -> list[int]:
+    """The open files that this process was given beyond the three."""
+    found = [int(name) for name in os.listdir("/proc/self/fd")]
+    return [number for number in found if number >= STREAMS and os.path.exists(f"/proc/self/fd/{number}")]
 
 
 def _read(connection: socket.socket, size: int) -> bytes:
@@ -133,11 +157,17 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def run(asked: dict, streams: list[int]) -> None:
     """In the copy: what `python ARGV` would do, to its end."""
     import atexit
+    import fcntl
     import io
     import runpy
+    import termios
     import threading
     import types
 
@@ -145,6 +175,16 @@ def run(asked: dict, streams: list[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    with contextlib.suppress(OSError):  # no terminal, or another session's
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    for number in PASSED_ON:
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in asked["ignored"] else default)
+    media = sys.modules["wandb.sdk.data_types._private"].MEDIA_TMP  # W&B makes it at import and removes it at the end
+    media._finalizer.detach()
+    media.name = tempfile.mkdtemp("wandb-media")
+    os.getppid = lambda: _parent(asked["client"])
+    sys.executable = str(copies() / "bin" / "python")
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["cwd"])
@@ -152,6 +192,7 @@ def run(asked: dict, streams: list[int]) -> None:
         io.TextIOWrapper(io.FileIO(n, "r" if n == 0 else "w", closefd=False), line_buffering=True)
         for n in range(STREAMS)
     )
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     argv = [argument for argument in asked["argv"] if argument != "-u"]  # torchrun's: lines are not held back here
     how = argv[0] if argv[0] in ("-m", "-c") else "a script"
     sys.argv = argv if how == "a script" else argv[1:] if how == "-m" else ["-c", *argv[2:]]

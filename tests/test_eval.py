@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 from conftest import command_without
 from evaluated import answers_in, evaluate, make_run, report_in
+from forked import PYTHON
 from opposites import Opposites
 from test_inspect import save_model, save_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -188,7 +188,7 @@ def test_an_unfinished_run_is_evaluated_at_its_newest_checkpoint(runs, tmp_path,
 
 
 def mistake(*arguments):
-    command = [sys.executable, "-m", "rlattn.cli", "eval", *map(str, arguments)]
+    command = [*PYTHON, "-m", "rlattn.cli", "eval", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2, result.stderr
     assert result.stderr.count("\n") == 1

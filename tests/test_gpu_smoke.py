@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 from conftest import REPO
+from forked import copies
 
 from rlattn.bench.gpu import __main__ as command
 from rlattn.bench.gpu.shared import Scale, Skipped, need
@@ -26,14 +27,14 @@ def _signals():
 
 def smoke(tmp_path, *arguments, **environment):
     command = ["bash", str(REPO / "launch" / "gpu_smoke.sh"), *arguments]
-    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, **environment}
+    environment = {**os.environ, "VIRTUAL_ENV": str(copies()), **environment}
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_parts_run_or_fail_one_by_one_and_attention_needs_no_trl(tmp_path):
     (tmp_path / "trl.py").write_text("raise RuntimeError('a broken TRL')\n")
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
-    result = smoke(tmp_path, "--device", "cpu", "--small", "train", "capture", PYTHONPATH=path)
+    result = smoke(tmp_path, "--device", "cpu", "--small", "train", "capture", PYTHONPATH=path, VIRTUAL_ENV=sys.prefix)
     assert result.returncode == 1, result.stderr
     rows = {row["part"]: row for row in json.loads((tmp_path / "gpu_smoke.json").read_text())["parts"]}
     status = {part: row["status"] for part, row in rows.items()}

@@ -3,13 +3,13 @@
 import json
 import math
 import subprocess
-import sys
 import warnings
 
 import pytest
 import tokenizers
 import torch
 from conftest import command_without
+from forked import PYTHON
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rlattn.attention import rhythm_signals
@@ -256,7 +256,7 @@ def test_a_mistake_in_the_arguments_needs_no_torch(tmp_path):
 
 
 def test_as_a_command_it_writes_into_inspect_and_says_so(models, tmp_path):
-    command = [sys.executable, "-m", "rlattn.cli", "inspect", "--model", str(models / "qwen3"), *TEXT]
+    command = [*PYTHON, "-m", "rlattn.cli", "inspect", "--model", str(models / "qwen3"), *TEXT]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert {file.name for file in (tmp_path / "inspect").iterdir()} == {"inspect.json", "rhythm.png", "heads.png"}

@@ -41,7 +41,7 @@ def test_ranks_whose_parent_is_told_to_stop_or_killed_save_and_the_same_command_
     )  # fmt: skip
     monkeypatch.setenv("STOP", str(int(number)))
     # until all have closed their output: the ranks too
-    stopped = rlattn(*command, "--ranks", "2", cwd=tmp_path, forked=False)
+    stopped = rlattn(*command, "--ranks", "2", cwd=tmp_path)
     assert stopped.returncode == code, stopped.stderr
     assert stopped.stdout.count("stopped by SIGTERM after step 2, saved in") == 1
     assert [path.name for path in (tmp_path / "run/checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]

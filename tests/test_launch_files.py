@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import REPO
+from forked import PYTHON
 
 from rlattn.errors import UserError
 from rlattn.preflight.check import check, memory_a_rank, prompt_tokens
@@ -208,7 +209,7 @@ def test_accelerate_reads_its_configurations(file):
 
 
 def accelerate_launch(config: str, program: Path, out: Path) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"launch/accelerate/{config}.yaml"]
+    command = [*PYTHON, "-m", "accelerate.commands.launch", "--config_file", f"launch/accelerate/{config}.yaml"]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
     result = subprocess.run(
         [*command, "--num_processes=2", "--main_process_port=0", str(program), str(out)],

@@ -5,11 +5,11 @@ import math
 import os
 import random
 import subprocess
-import sys
 from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from forked import PYTHON
 
 from rlattn.grpo.token_log import write_tokens
 from rlattn.report import page, read_run
@@ -101,7 +101,7 @@ def test_ten_million_tokens_in_one_file_are_not_held_in_memory(tmp_path):
         "report = write_report(Path(sys.argv[1]))\n"
         "print(report.stat().st_size, pyarrow.default_memory_pool().max_memory())"
     )
-    result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    result = subprocess.run([*PYTHON, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     size, peak = map(int, result.stdout.split())
     assert size < MAILED and peak < 20e6
     (line,) = [line for line in read_run(tmp_path)["missing"] if "token view" in line]

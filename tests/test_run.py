@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -310,11 +311,10 @@ def test_stop_strings_end_completions(finished, tmp_path):
     assert row["completions/mean_length"] < metrics(folder)[1]["completions/mean_length"] / 2
 
 
-def test_trackers_receive_the_run(tmp_path, monkeypatch):
+def test_trackers_receive_the_run(tmp_path):
     arguments = ("tracking={report_to: [wandb, tensorboard, trackio], project: mine, tags: [a]}", "output_dir=run")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     arguments += ("trainer.log_completions=true",)
-    result = rlattn("train", "quickstart", *SMALL, *arguments, cwd=tmp_path, forked=False)
+    result = rlattn("train", "quickstart", *SMALL, *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (file,) = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
     written = list(records(file))
@@ -337,9 +337,9 @@ def test_trackers_receive_the_run(tmp_path, monkeypatch):
     config |= {item.key: item.value_json for record in written for item in record.config.update}
     assert json.loads(config["recipe"])["task"]["kind"] == "arithmetic"
     assert list((tmp_path / "run/tensorboard").rglob("events.out.*"))
-    assert list((tmp_path / "trackio").rglob("mine*"))
+    assert list(Path(os.environ["TRACKIO_DIR"]).rglob("mine*"))
     longer = ("trainer.max_steps=4", "resume.allow_changed=[trainer.max_steps]")
-    again = rlattn("train", "quickstart", *SMALL, *arguments, *longer, cwd=tmp_path, forked=False)
+    again = rlattn("train", "quickstart", *SMALL, *arguments, *longer, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     folders = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
     assert len(folders) == 2 and {folder.name.rpartition("-")[2] for folder in folders} == {about.run_id}

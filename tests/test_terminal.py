@@ -1,17 +1,15 @@
 """A terminal that closes under a run: real terminals, real signals."""
 
-import fcntl
 import os
 import pty
 import select
 import signal
 import subprocess
-import sys
-import termios
 from pathlib import Path
 
 import pytest
 from conftest import SMALL
+from forked import PYTHON
 
 WAITING = """
 import os, time
@@ -37,15 +35,12 @@ def close_terminal_under(*command: str, cwd: Path) -> int:
     (cwd / "waiting.py").write_text(WAITING)
     ours, its = pty.openpty()
 
-    def of_its_own() -> None:
+    def heeds_hangups() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     process = subprocess.Popen(
-        command,
-        cwd=cwd, stdin=its, stdout=its, stderr=its, start_new_session=True,
-        preexec_fn=of_its_own,
-    )  # fmt: skip
+        command, cwd=cwd, stdin=its, stdout=its, stderr=its, start_new_session=True, preexec_fn=heeds_hangups
+    )
     os.close(its)
     shown = b""
     try:
@@ -62,12 +57,12 @@ def close_terminal_under(*command: str, cwd: Path) -> int:
 
 @pytest.mark.parametrize(("more", "code"), [([], 129), (["--ranks", "2"], 143)])
 def test_a_closed_terminal_saves_and_stops(more, code, tmp_path):
-    command = [sys.executable, "-m", "rlattn.cli", "train", "quickstart", *RECIPE, *more]
+    command = [*PYTHON, "-m", "rlattn.cli", "train", "quickstart", *RECIPE, *more]
     assert close_terminal_under(*command, cwd=tmp_path) == code
     assert [path.name for path in (tmp_path / "run/checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
 def test_where_its_signal_is_ignored_a_closed_terminal_changes_nothing(tmp_path):
-    command = [sys.executable, "-m", "rlattn.cli", "train", "quickstart", *RECIPE]
+    command = [*PYTHON, "-m", "rlattn.cli", "train", "quickstart", *RECIPE]
     assert close_terminal_under("sh", "-c", "trap '' HUP; exec \"$@\"", "-", *command, cwd=tmp_path) == 0
     assert (tmp_path / "run/model").is_dir()
