@@ -327,7 +327,7 @@ def bench_credit(
         if file and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
             raise UserError(option, f"{file} cannot be written.", "Name a file in a folder that exists.")
     with heavy_imports():
-        from rlattn.bench.credit import bench_credit as measure
+        from rlattn.bench.credit_command import bench_credit as measure
         from rlattn.formats.strict_json import to_json
         from rlattn.rank import is_main
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import without
+from forked import PYTHON
 
 from rlattn.attention import attention_metrics
 
@@ -287,7 +287,9 @@ def test_triton_is_imported_only_on_request(tmp_path):
         "try: metrics_function('triton')\nexcept ValueError as error: assert 'attention.backend' in str(error)\n"
         "else: raise AssertionError"
     )
-    without({"rlattn.attention.kernels"}, code, cwd=tmp_path)
+    code += "\nassert 'rlattn.attention.kernels' not in sys.modules"
+    result = subprocess.run([*PYTHON, "-c", "import sys\n" + code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_auto_is_the_torch_path_where_the_kernels_cannot_run():

@@ -29,6 +29,12 @@ def measured(*arguments, cwd):
     for one in found["rules"].values():
         assert one["low"] <= one["difference"] <= one["high"] and one["alone"]["bias"] <= 1.0001
     assert found["rules"]["random"]["bias"] > found["rules"]["random"]["alone"]["bias"]
+    for name in ("entropy", "FAI", "WAAD", "change of WAAD", "position"):
+        fifths = found["carriers"][name]
+        assert sum(one["share"] for one in fifths) == pytest.approx(1)
+        assert sum(one["tokens"] for one in fifths) == pytest.approx(1)
+    assert {one["signal"] for one in found["carriers"]["heads"]} == {"FAI", "WAAD"}
+    assert "Who carries the gradient" in result.stdout
     assert "Fidelity of credit rules" in result.stdout and all(line in result.stdout for line in found["verdict"])
     return found
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig
 
 from rlattn import AttentionGRPOTrainer
-from rlattn.grpo.shaped_gradients import roll_out, shaped_gradients
+from rlattn.grpo.shaped_gradients import roll_out, shaped_gradients, token_products
 from rlattn.tasks.arithmetic import Arithmetic
 from rlattn.types import AttentionOptions
 
@@ -103,3 +103,27 @@ def test_signals_are_those_of_the_policy_on_its_rollouts(policy, tmp_path):  # n
         torch.testing.assert_close(
             getattr(batch.signals, name), getattr(expected, name), equal_nan=True, rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=2, target_modules=["q_proj", "v_proj"])], ids=["whole", "lora"])
+def test_the_tokens_products_are_those_of_their_own_gradients_and_leave_the_policy_as_it_was(
+    policy,  # noqa: F811
+    tmp_path,
+    adapter,
+):
+    trainer = made(policy, tmp_path, peft_config=adapter)
+    batch, _ = measured(trainer)
+    before = [parameter.clone() for parameter in trainer.port.policy.parameters()]
+    batch.factor_BT[0] = 0  # no advantage
+    places = batch.factor_BT.nonzero()[::37]
+    alone = torch.zeros(len(places), *batch.factor_BT.shape)
+    for number, (row, token) in enumerate(places):
+        alone[number, row, token] = 1 / batch.factor_BT[row, token]
+    gradients_RP = -shaped_gradients(trainer.port, batch, list(alone))
+    direction_P = gradients_RP.sum(dim=0) + 0.1 * gradients_RP.norm() * torch.randn_like(gradients_RP[0]) / 300
+    product_BT = token_products(trainer.port, batch, direction_P)
+    expected = gradients_RP @ direction_P
+    assert len(places) > 3
+    torch.testing.assert_close(product_BT[*places.T], expected, rtol=0.02, atol=2e-3 * expected.abs().max().item())
+    assert not product_BT[0].any()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.port.policy.parameters(), strict=True))

@@ -6,19 +6,18 @@ gradient under every rule is held against the sum of all other batches' under eq
 Legend: R shaped gradients, B batches, T completion tokens, P trained numbers.
 """
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
-from rlattn.bench.credit_subject import check_recipe, recipe_of, rolling_out
+from rlattn.bench.credit_carriers import Carriers, CarrierSums
 from rlattn.credit import CREDIT_RULES, compute_credit
 from rlattn.credit.base import REFUSED
 from rlattn.credit.fidelity import Fidelity, Products, fidelities
@@ -27,13 +26,13 @@ from rlattn.grpo.port import Port
 from rlattn.grpo.shaped_gradients import MeasuredBatch, roll_out, shaped_gradients
 from rlattn.progress import progress
 from rlattn.rank import is_main
-from rlattn.run.run import end_ranks
 from rlattn.types import AttentionOptions, CreditRule
 
 FEWEST = 3  # batches that an interval needs
 ALONE = "alone"
 PERMUTED = "permuted"
 BACKWARD_SHARE = 2 / 3  # of a forward and backward pass
+FORWARDS = 3  # a batch, beside those of its rollouts: one for the rules, two for the parts of its tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +49,9 @@ class Measured:
     """The same in the limit of a large amplification, where only what the rule raises counts."""
     refused: dict[str, int]
     """Rollouts on which a rule gave weights that training would refuse, by rule: they count as equal credit."""
+    carriers: Carriers | None
+    """Which tokens carry the gradient; None where the policy's numbers are too coarse to tell."""
     seconds: float
-
-
-def bench_credit(subject: str, overrides: list[str], batches: int, minutes: float) -> dict[str, Any]:
-    """Measures, prints the table and the verdict on rank 0, and gives every figure. Collective."""
-    recipe, adapter, step = recipe_of(subject, overrides)
-    check_recipe(recipe)
-    with rolling_out(recipe, adapter, step) as (port, own):
-        name = (recipe.credit.kind or str(recipe.credit.python)) if recipe.credit else ""
-        rules = rules_of(own, name)
-        permuted = next((rule for rule, one in rules.items() if one == own), "coupled_rhythm")
-        found = measure_credit(port, rules, permuted, recipe.attention, batches, minutes)
-        show(found)
-        end_ranks(port)
-        return as_json(found)
 
 
 def rules_of(own: CreditRule | None, name: str) -> dict[str, CreditRule]:
@@ -104,7 +91,11 @@ def measure_credit(
             (gradient_P,) = shaped_gradients(port, batch, [torch.ones_like(batch.factor_BT)])
             if not kept:
                 own = time.monotonic() - timed
-                cost = time.monotonic() - began + own * (1 - BACKWARD_SHARE + BACKWARD_SHARE * (len(rules) + 1))
+                cost = (
+                    time.monotonic()
+                    - began
+                    + own * (FORWARDS * (1 - BACKWARD_SHARE) + BACKWARD_SHARE * (len(rules) + 1))
+                )
                 batches = int(_smallest(port, max(FEWEST, min(batches, int(60 * minutes / cost)))))
                 _check_memory(port, batches, len(rules) + 1, len(gradient_P))
             kept.append(batch)
@@ -118,13 +109,13 @@ def measure_credit(
     equal_BP = torch.stack(equal)
     names = [*rules, PERMUTED]
     refused = Counter[str]()
+    sums, direction_P = CarrierSums(port, kept[0].signals.layers), equal_BP.sum(dim=0)
     tables = {table: _Table(len(names), equal_BP) for table in ("shaped", ALONE)}
     with _progress("gradients", len(kept)) as update:
         for number, batch in enumerate(kept):
             weights, refused_R = _weights(batch, rules, permuted, step=number * port.ranks + port.rank)
             refused.update(dict(zip(rules, port.gather(refused_R[None]).sum(dim=0).tolist(), strict=True)))
-            own_BT = batch.signals.mask_BN[:, -batch.factor_BT.shape[1] :]
-            floors_B1 = [_row_floor(weights_BT, own_BT) for weights_BT in weights]
+            floors_B1 = [_row_floor(weights_BT, batch.own_BT) for weights_BT in weights]
             floors = [_same_everywhere(port, floor_B1[:, 0]) for floor_B1 in floors_B1]
             raised = [weights_BT - floor_B1 for weights_BT, floor_B1 in zip(weights, floors_B1, strict=True)]
             gradients_RP = shaped_gradients(port, batch, raised)
@@ -136,6 +127,7 @@ def measure_credit(
                 tables[ALONE].add(place, number, alone_P)
                 whole_P = of_uneven[place] if floor is None else floor * equal_BP[number] + alone_P
                 tables["shaped"].add(place, number, whole_P)
+            sums.add(batch, equal_BP[number], direction_P - equal_BP[number])
             update(number + 1, f"{len(names)} rules")
     uniform, shaped = fidelities(tables["shaped"].products())
     _, alone = fidelities(tables[ALONE].products())
@@ -145,6 +137,7 @@ def measure_credit(
         silent=silent,
         shaped=dict(zip(names, shaped, strict=True)),
         alone=dict(zip(names, alone, strict=True)),
+        carriers=sums.figures(),
         refused={name: int(count) for name, count in refused.items() if count},
         seconds=time.monotonic() - began,
     )
@@ -219,67 +212,3 @@ def _check_memory(port: Port, batches: int, rules: int, numbers: int) -> None:
     if needed > least:
         problem = f"{batches} batches and {rules} rules keep {needed:.1f} GB of gradients; {least:.1f} GB are free."
         raise UserError("--batches", problem, "Take fewer, or measure with an adapter: policy.lora='{r: 16}'.")
-
-
-def as_json(found: Measured) -> dict[str, Any]:
-    rules = {name: {**asdict(fidelity), ALONE: asdict(found.alone[name])} for name, fidelity in found.shaped.items()}
-    return {
-        "uniform": found.uniform,
-        "batches": found.batches,
-        "silent_batches": found.silent,
-        "seconds": round(found.seconds, 1),
-        "rules": rules,
-        "verdict": verdict(found),
-    }
-
-
-def verdict(found: Measured) -> list[str]:
-    """What the figures say, in words; what the intervals leave open is said to be open."""
-    better = [name for name, one in found.shaped.items() if one.low > 0]
-    worse = [name for name, one in found.shaped.items() if one.high < 0]
-    open_ = [name for name in found.shaped if name not in better and name not in worse]
-    lines = [f"Equal credit: a batch's gradient has a cosine of {found.uniform:.3f} with that of all other batches."]
-    if any(math.isnan(one.worth) for one in found.shaped.values()):
-        lines.append(
-            "That is not told apart from 0: the batches are too few or too small for this policy, and the differences "
-            "say little. Take more --batches, or a larger trainer.per_device_train_batch_size."
-        )
-    if better:
-        best = max(better, key=lambda name: found.shaped[name].difference)
-        worth = found.shaped[best].worth
-        told = "" if math.isnan(worth) else f" The best, {best}, is worth a batch {worth:.2f} times as large."
-        lines.append(f"Better than equal credit at this policy: {', '.join(better)}.{told}")
-    else:
-        lines.append("No rule is better than equal credit at this policy.")
-    if worse:
-        lines.append(f"Worse than equal credit: {', '.join(worse)}.")
-    if open_:
-        lines.append(f"Not told apart from equal credit: {', '.join(open_)}.")
-    lines += [
-        f"{name}: on {count} rollouts its weights are negative or not finite; they count as equal credit."
-        for name, count in found.refused.items()
-    ]
-    lines.append("This speaks of the gradient at this policy; which rule is right can change while the policy learns.")
-    return lines
-
-
-def show(found: Measured) -> None:
-    """Prints the table and the verdict, on rank 0."""
-    if not is_main():
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    title = f"Fidelity of credit rules, {found.batches} batches; equal credit {found.uniform:.3f}"
-    table = Table("rule", "difference to equal credit", "worth a batch", "bias", "raised tokens alone", title=title)
-    table.add_row("uniform", "0", "1.00", "1.000", "-")
-    for name, one in sorted(found.shaped.items(), key=lambda item: -item[1].difference):
-        alone = found.alone[name]
-        worth = "-" if math.isnan(one.worth) else f"{one.worth:.2f}"
-        table.add_row(name, _interval(one), worth, f"{one.bias:.3f}", f"{_interval(alone)}")
-    Console().print(table)
-    print(*verdict(found), sep="\n")
-
-
-def _interval(one: Fidelity) -> str:
-    return f"{one.difference:+.3f} ± {(one.high - one.low) / 2:.3f}"

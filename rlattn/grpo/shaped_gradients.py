@@ -2,7 +2,7 @@
 
 Nothing is trained: one forward over a batch serves all rules, one backward pass each. The parameters must lie whole on
 every rank (no ZeRO-3, no FSDP). Legend: R shaped gradients, B rollouts of this rank, T completion tokens, N positions,
-P trained numbers.
+P trained numbers, S signals of a head, H heads of all chosen layers.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 
 from rlattn.attention.capture import batch_heads, capture
+from rlattn.credit.selection import top_fraction
 from rlattn.grpo.port import Port
 from rlattn.types import AttentionOptions, Signals
 
 ROWS = 32  # rollouts a forward, at most: little padding, and activations that stay in a CPU's cache
+PICKED = 0.4  # the rhythm rules' own share
+HEAD_SIGNALS = ("FAI", "WAAD")
+NUDGE = 5e-5  # of the parameters' length: curvature and rounding stay far below 0.5 % in float32 (tried from 3e-2 on)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,11 @@ class MeasuredBatch:
     factor_BT: Tensor
     """What the gradient of each token's log-probability is multiplied by at weight 1: advantage over tokens of the
     batch, as `trainer.loss_type` divides; 0 outside what the policy wrote."""
+    own_BT: Tensor
+    """Bool: what the policy wrote."""
     signals: Signals
+    picked_SHBT: Tensor
+    """Bool, on the CPU: the tokens whose FAI and WAAD at one head are the highest 40 % of a response."""
 
     @property
     def speaks(self) -> bool:
@@ -48,10 +56,21 @@ def roll_out(port: Port, inputs: list[dict[str, Any]], attention: AttentionOptio
     if entropy_BT is not None:
         entropy_BN[:, -entropy_BT.shape[1] :] = entropy_BT.float()
     entropy_BN = entropy_BN.masked_fill(response_BN == 0, torch.nan)
-    spans_BLH = captured.metrics()[0]
+    spans_BLH, waad_BLHN, fai_BLHN = captured.metrics()
     heads = None if attention.scope == "sequence" else batch_heads(port.gather(spans_BLH), attention.share)
     signals = captured.signals(share=attention.share, heads=heads, entropy_BN=entropy_BN)
-    return MeasuredBatch(out=kept, factor_BT=_factor(port, out["advantages"], own_BT), signals=signals)
+    of_heads = [
+        top_fraction(scores_BN, response_BN.bool(), PICKED)[:, -own_BT.shape[1] :].cpu()
+        for scores_BLHN in (fai_BLHN, waad_BLHN)
+        for scores_BN in scores_BLHN.flatten(1, 2).unbind(dim=1)
+    ]
+    return MeasuredBatch(
+        out=kept,
+        factor_BT=_factor(port, out["advantages"], own_BT),
+        own_BT=own_BT.bool(),
+        signals=signals,
+        picked_SHBT=torch.stack(of_heads).unflatten(0, (len(HEAD_SIGNALS), -1)),
+    )
 
 
 def _factor(port: Port, advantage_BT: Tensor, own_BT: Tensor) -> Tensor:
@@ -70,8 +89,7 @@ def shaped_gradients(port: Port, batch: MeasuredBatch, weights: Sequence[Tensor]
     Cost: one forward over the rollouts that have an advantage, and R backward passes; memory for R · P numbers and for
     the activations of at most `per_device_train_batch_size` rollouts.
     """
-    parameters = [parameter for parameter in port.policy.parameters() if parameter.requires_grad]
-    sizes = [parameter.numel() for parameter in parameters]
+    parameters, sizes = _trained(port)
     gradients_RP = torch.zeros(len(weights), sum(sizes), device=port.device)
     for rows in _alike(batch, port.args.per_device_train_batch_size):
         part = _trimmed({name: values[rows] for name, values in batch.out.items()})
@@ -92,6 +110,46 @@ def shaped_gradients(port: Port, batch: MeasuredBatch, weights: Sequence[Tensor]
     if port.ranks > 1:
         torch.distributed.all_reduce(gradients_RP)
     return gradients_RP
+
+
+@torch.no_grad()
+def token_products(port: Port, batch: MeasuredBatch, direction_P: Tensor) -> Tensor:
+    """product_BT, float32: of the gradient of every token's log-probability with a direction; 0 where a rollout has no
+    advantage.
+
+    By central differences: the trained parameters are moved a little along the direction and against it, and put back
+    bit for bit. They must be float32: in bfloat16 so small a step is lost to rounding.
+    Cost: two forwards without gradients over the rollouts that have an advantage.
+    """
+    parameters, sizes = _trained(port)
+    kept = [parameter.clone() for parameter in parameters]
+    length = torch.stack([parameter.float().norm() for parameter in parameters]).norm()
+    step = NUDGE * length / direction_P.norm().clamp(min=torch.finfo(torch.float32).tiny)
+    moved = []
+    try:
+        for sign in (1, -1):
+            for parameter, own, part_P in zip(parameters, kept, direction_P.split(sizes), strict=True):
+                parameter.copy_(own + sign * step * part_P.view_as(own))
+            moved.append(_log_probabilities(port, batch))
+    finally:
+        for parameter, own in zip(parameters, kept, strict=True):
+            parameter.copy_(own)
+    return (moved[0] - moved[1]) / (2 * step)
+
+
+def _log_probabilities(port: Port, batch: MeasuredBatch) -> Tensor:
+    logps_BT = torch.zeros_like(batch.factor_BT, dtype=torch.float32)
+    for rows in _alike(batch, port.args.per_device_train_batch_size):
+        part = _trimmed({name: values[rows] for name, values in batch.out.items()})
+        found_BT = port.score(part)[0].float() * part["completion_mask"]
+        logps_BT[rows, : found_BT.shape[1]] = found_BT
+    return logps_BT
+
+
+def _trained(port: Port) -> tuple[list[torch.nn.Parameter], list[int]]:
+    """The parameters that training moves, and their sizes."""
+    parameters = [parameter for parameter in port.policy.parameters() if parameter.requires_grad]
+    return parameters, [parameter.numel() for parameter in parameters]
 
 
 def _alike(batch: MeasuredBatch, most: int) -> tuple[Tensor, ...]:
