@@ -319,6 +319,9 @@ def bench_credit(
     overrides: Overrides = None,
     batches: Annotated[int, typer.Option(min=3, max=10_000, help="Generation batches, at most.")] = 32,
     minutes: Annotated[float, typer.Option(min=0.1, help="Fewer batches where more would take longer.")] = 10,
+    oracle: Annotated[
+        int, typer.Option(min=0, help="Groups (3 or more) of which every token is judged by Monte Carlo: dear.")
+    ] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every number here.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the differences here, as a PNG.")] = None,
 ) -> None:
@@ -326,12 +329,14 @@ def bench_credit(
     for option, file in (("--json", json_file), ("--figure", figure)):
         if file and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
             raise UserError(option, f"{file} cannot be written.", "Name a file in a folder that exists.")
+    if 0 < oracle < 3:
+        raise UserError("--oracle", f"an interval needs at least 3 groups, got {oracle}.", "Take 8, or leave it out.")
     with heavy_imports():
         from rlattn.bench.credit_command import bench_credit as measure
         from rlattn.formats.strict_json import to_json
         from rlattn.rank import is_main
 
-    found = measure(subject, overrides or [], batches, minutes)
+    found = measure(subject, overrides or [], batches, minutes, oracle)
     if not is_main():
         return
     if json_file:

@@ -9,10 +9,11 @@ from conftest import SMALL, rlattn, torchrun
 from test_trl_contract import policy  # noqa: F401
 
 from rlattn.bench.credit import _check_memory, rules_of
-from rlattn.bench.credit_subject import check_recipe, recipe_of
+from rlattn.bench.credit_subject import check_recipe, subject_of
 from rlattn.credit import CREDIT_RULES
 from rlattn.errors import UserError
 from rlattn.recipe.load import load_recipe
+from rlattn.report import read_run
 
 OPTIONS = ("attention={horizon: [2, 10]}", "trainer.save_steps=2")
 WRITTEN = ("--json", "found.json", "--figure", "found.png")
@@ -42,27 +43,38 @@ def measured(*arguments, cwd):
 def test_a_recipe_and_a_checkpoint_of_an_adapter(tmp_path):
     lora = rlattn("train", "quickstart", *SMALL, *OPTIONS, LORA, "output_dir=run", cwd=tmp_path)
     assert lora.returncode == 0, lora.stderr
-    recipe = measured("quickstart", *SMALL, *OPTIONS, LORA, cwd=tmp_path)
-    checkpoint = measured("run/checkpoints/checkpoint-2", "credit={kind: local_chunk, top_fraction: 0.2}", cwd=tmp_path)
-    assert recipe["uniform"] != checkpoint["uniform"]  # another policy
-    assert "local_chunk (recipe)" in checkpoint["rules"]
+    rule = "credit={kind: local_chunk, top_fraction: 0.2}"
+    recipe = measured("quickstart", *SMALL, *OPTIONS, LORA, rule, cwd=tmp_path)
+    assert "local_chunk (recipe)" in recipe["rules"]
+    assert recipe["oracle"] is None
     assert not (tmp_path / "runs").exists()  # of what was measured nothing is left
+    checkpoint = measured("run/checkpoints/checkpoint-2", cwd=tmp_path)
+    assert recipe["uniform"] != checkpoint["uniform"]  # another policy
+    (kept,) = (tmp_path / "run/fidelity").iterdir()
+    assert kept.name == "step-000002.json" and json.loads(kept.read_text()) == checkpoint
+    (table,) = read_run(tmp_path / "run")["tables"]
+    assert table["columns"] == ["rule", "step 2"] and table["rows"][0] == ["uniform", f"{checkpoint['uniform']:.3f}"]
+    assert {row[0] for row in table["rows"]} == {"uniform", *checkpoint["rules"]}
+    kept.write_text("{")
+    assert "fidelity/step-000002.json cannot be read." in read_run(tmp_path / "run")["missing"]
 
 
-def test_two_ranks_measure_one_batch_together_and_tell_of_weights_that_training_refuses(tmp_path):
+def test_two_ranks_measure_together_with_an_oracle_and_tell_of_weights_that_training_refuses(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from rlattn.types import Credit\n"
         "class Negative:\n"
         "    def __call__(self, signals): return Credit(weights_BN=signals.mask_BN * -1.0)\n"
     )
     rule = "credit={python: 'mine:Negative'}"
-    options = ("--batches=3", "--json=two.json")
-    program = ("-m", "rlattn.cli", "bench", "credit", "quickstart", *SMALL, *OPTIONS, rule, *options)
+    options = ("--batches=3", "--json=two.json", "--oracle=3")
+    short = ("trainer.max_completion_length=8", "trainer.num_generations=2")
+    program = ("-m", "rlattn.cli", "bench", "credit", "quickstart", *SMALL, *OPTIONS, *short, rule, *options)
     result = torchrun(*program, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Fidelity of credit rules, ") == 1
     found = json.loads((tmp_path / "two.json").read_text())
     assert found["batches"] + found["silent_batches"] == 3
+    assert found["oracle"]["groups"] == 3 and "Oracle: " in result.stdout
     refused = 16 * found["batches"]  # every rollout of both ranks
     assert f"mine:Negative: on {refused} rollouts its weights are negative or not finite" in result.stdout
     assert found["rules"]["mine:Negative"]["difference"] == pytest.approx(0, abs=1e-4)  # float32
@@ -97,9 +109,16 @@ def test_gradients_that_do_not_fit_are_told_with_their_size():
         _check_memory(port, 32, 8, 10**12)
 
 
+def test_a_dialogue_has_no_oracle():
+    recipe = load_recipe("questions_tiny", [])
+    check_recipe(recipe)
+    with pytest.raises(UserError, match="a dialogue cannot be gone on with from its middle"):
+        check_recipe(recipe, oracle=8)
+
+
 def test_a_model_outside_of_a_run_has_no_recipe(policy):  # noqa: F811
     with pytest.raises(UserError, match="lies in no run's folder"):
-        recipe_of(str(policy), [])
+        subject_of(str(policy), [])
 
 
 def test_the_recipes_rule_stands_beside_the_shipped_ones_where_it_is_another():

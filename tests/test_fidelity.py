@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlattn.credit.fidelity import Products, fidelities
+from rlattn.credit.fidelity import Products, fidelities, oracle_worth
 from rlattn.statistics import t95
 
 
@@ -96,3 +96,35 @@ def test_two_batches_are_too_few():
     equal_BP, shaped_RBP = drawn(0, batches=2, rules=[(1, 1)])
     with pytest.raises(ValueError, match="at least 3 batches"):
         products(equal_BP, shaped_RBP)
+
+
+def of_oracle(groups, own_noise, few_noise, numbers=100):
+    """Gradients of single groups: equal credit with noise 4, an oracle with `own_noise`, estimated with `few_noise`."""
+    random = torch.Generator().manual_seed(0)
+    truth_P = torch.ones(numbers, dtype=torch.float64)
+
+    def noise(size):
+        return size * torch.randn(groups, numbers, generator=random, dtype=torch.float64)
+
+    equal_GP, oracle_GP = truth_P + noise(4), truth_P + noise(own_noise)
+    halves = [oracle_GP + noise(few_noise) for _ in range(2)]
+    toward_3G = torch.stack([gradients @ truth_P for gradients in (equal_GP, *halves)])
+    mean_GP = (halves[0] + halves[1]) / 2
+    squares_2G = torch.stack([(halves[0] * halves[1]).sum(dim=1), mean_GP.square().sum(dim=1)])
+    return oracle_worth(toward_3G, equal_GP.square().sum(dim=1), squares_2G)
+
+
+def test_an_oracles_worth_is_free_of_the_noise_of_few_continuations():
+    found = of_oracle(2000, own_noise=1.0, few_noise=3.0)
+    assert found.worth == pytest.approx((1 + 4**2) / (1 + 1**2), rel=0.1)
+    assert found.estimated == pytest.approx((1 + 4**2) / (1 + 1**2 + 3**2 / 2), rel=0.1)
+    assert found.worth_low < found.worth < found.worth_high < 1.4 * found.worth and found.groups == 2000
+
+
+def test_an_oracle_that_knows_no_more_than_equal_credit_is_worth_nothing():
+    found = of_oracle(300, own_noise=4.0, few_noise=0.5)
+    assert found.worth_low < 1 < found.worth_high
+    with pytest.raises(ValueError, match="at least 3 groups"):
+        of_oracle(2, own_noise=1.0, few_noise=1.0)
+    none = oracle_worth(-torch.ones(3, 5), torch.ones(5), torch.ones(2, 5))  # it leads away
+    assert math.isnan(none.worth) and math.isnan(none.estimated)

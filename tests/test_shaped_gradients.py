@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig
 
 from rlattn import AttentionGRPOTrainer
+from rlattn.grpo.oracle import groups_with_signal, oracle_factors
 from rlattn.grpo.shaped_gradients import roll_out, shaped_gradients, token_products
 from rlattn.tasks.arithmetic import Arithmetic
 from rlattn.types import AttentionOptions
@@ -127,3 +128,26 @@ def test_the_tokens_products_are_those_of_their_own_gradients_and_leave_the_poli
     torch.testing.assert_close(product_BT[*places.T], expected, rtol=0.02, atol=2e-3 * expected.abs().max().item())
     assert not product_BT[0].any()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.port.policy.parameters(), strict=True))
+
+
+def first_token_reward(completion_ids, **_):
+    return [float(ids[0] % 2) for ids in completion_ids]
+
+
+def test_the_oracle_pays_the_token_that_decides_and_no_other(policy, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("test_shaped_gradients.length_reward", first_token_reward)
+    monkeypatch.setattr("test_shaped_gradients.parity_reward", first_token_reward)
+    trainer = made(policy, tmp_path)
+    batch, _ = measured(trainer)
+    groups = list(groups_with_signal(batch, 4))
+    assert groups and all(batch.factor_BT[group].any() for group in groups)
+    factor_2BT = oracle_factors(trainer.port, batch, groups[0])
+    assert not factor_2BT[:, :, 1:].any()  # whatever follows, the reward is settled
+    others = [row for row in range(len(batch.factor_BT)) if row not in groups[0]]
+    assert not factor_2BT[:, others].any()
+    reward_G, first_2G = batch.reward_B[groups[0]], factor_2BT[:, groups[0], 0]
+    right_G = reward_G == reward_G.max()
+    assert (first_2G[:, right_G] >= 0).all() and (first_2G[:, ~right_G] <= 0).all() and first_2G.any()
+    # a whole step from the worse to the better is what equal credit gives every token of a rollout
+    step = batch.factor_BT[groups[0], 0][right_G].max() - batch.factor_BT[groups[0], 0][~right_G].min()
+    assert first_2G.abs().max() <= step * 1.001

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from rlattn.bench.credit_carriers import Carriers, CarrierSums
+from rlattn.bench.credit_oracle import least, measure_oracle
 from rlattn.credit import CREDIT_RULES, compute_credit
 from rlattn.credit.base import REFUSED
-from rlattn.credit.fidelity import Fidelity, Products, fidelities
+from rlattn.credit.fidelity import Fidelity, OracleWorth, Products, fidelities
 from rlattn.errors import UserError
 from rlattn.grpo.port import Port
 from rlattn.grpo.shaped_gradients import MeasuredBatch, roll_out, shaped_gradients
@@ -49,6 +50,8 @@ class Measured:
     """The same in the limit of a large amplification, where only what the rule raises counts."""
     refused: dict[str, int]
     """Rollouts on which a rule gave weights that training would refuse, by rule: they count as equal credit."""
+    oracle: OracleWorth | None
+    """What known advantages of single tokens would be worth; None where it was not asked for."""
     carriers: Carriers | None
     """Which tokens carry the gradient; None where the policy's numbers are too coarse to tell."""
     seconds: float
@@ -63,13 +66,21 @@ def rules_of(own: CreditRule | None, name: str) -> dict[str, CreditRule]:
 
 
 def measure_credit(
-    port: Port, rules: dict[str, CreditRule], permuted: str, attention: AttentionOptions, batches: int, minutes: float
+    port: Port,
+    rules: dict[str, CreditRule],
+    permuted: str,
+    attention: AttentionOptions,
+    *,
+    batches: int,
+    minutes: float,
+    oracle: int,
 ) -> Measured:
     """Rolls out and measures. Collective: every rank takes its share of every batch.
 
     Args:
         permuted: the rule whose weights are also tried on other rollouts, at the same positions.
         batches: at most; fewer where `minutes` would not do, as the first batch tells.
+        oracle: groups whose tokens are judged by Monte Carlo, at most as many minutes again; 0 for none.
 
     Raises:
         UserError: too little memory for the gradients, or too few batches whose rollouts were paid differently.
@@ -96,7 +107,7 @@ def measure_credit(
                     - began
                     + own * (FORWARDS * (1 - BACKWARD_SHARE) + BACKWARD_SHARE * (len(rules) + 1))
                 )
-                batches = int(_smallest(port, max(FEWEST, min(batches, int(60 * minutes / cost)))))
+                batches = int(least(port, max(FEWEST, min(batches, int(60 * minutes / cost)))))
                 _check_memory(port, batches, len(rules) + 1, len(gradient_P))
             kept.append(batch)
             equal.append(gradient_P)
@@ -138,6 +149,7 @@ def measure_credit(
         shaped=dict(zip(names, shaped, strict=True)),
         alone=dict(zip(names, alone, strict=True)),
         carriers=sums.figures(),
+        oracle=measure_oracle(port, kept, equal_BP, oracle, time.monotonic() + 60 * minutes) if oracle else None,
         refused={name: int(count) for name, count in refused.items() if count},
         seconds=time.monotonic() - began,
     )
@@ -199,16 +211,11 @@ def _endless(port: Port) -> Iterator[list[dict[str, Any]]]:
         yield from port.generation_inputs()
 
 
-def _smallest(port: Port, number: float) -> float:
-    """Of all ranks, so that all do the same. Collective."""
-    return port.gather(torch.tensor([number], device=port.device)).min().item()
-
-
 def _check_memory(port: Port, batches: int, rules: int, numbers: int) -> None:
     """Raises UserError on every rank where the gradients do not fit on one. Collective."""
     needed = 4 * numbers * (2 * batches + 3 * rules) / 1e9
     free = torch.cuda.mem_get_info()[0] if port.device.type == "cuda" else psutil.virtual_memory().available
-    least = _smallest(port, free / 1e9)
-    if needed > least:
-        problem = f"{batches} batches and {rules} rules keep {needed:.1f} GB of gradients; {least:.1f} GB are free."
+    fits = least(port, free / 1e9)
+    if needed > fits:
+        problem = f"{batches} batches and {rules} rules keep {needed:.1f} GB of gradients; {fits:.1f} GB are free."
         raise UserError("--batches", problem, "Take fewer, or measure with an adapter: policy.lora='{r: 16}'.")

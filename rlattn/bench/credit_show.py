@@ -7,7 +7,7 @@ from typing import Any
 from rlattn.bench.credit import ALONE, Measured
 from rlattn.bench.credit_carriers import Carriers
 from rlattn.credit.carriers import Share
-from rlattn.credit.fidelity import Fidelity
+from rlattn.credit.fidelity import Fidelity, OracleWorth
 from rlattn.grpo.shaped_gradients import HEAD_SIGNALS
 from rlattn.rank import is_main
 
@@ -22,6 +22,7 @@ def as_json(found: Measured) -> dict[str, Any]:
         "silent_batches": found.silent,
         "seconds": round(found.seconds, 1),
         "rules": rules,
+        "oracle": found.oracle and asdict(found.oracle),
         "carriers": found.carriers and found.carriers.as_json(),
         "verdict": verdict(found),
     }
@@ -49,6 +50,8 @@ def verdict(found: Measured) -> list[str]:
         lines.append(f"Worse than equal credit: {', '.join(worse)}.")
     if open_:
         lines.append(f"Not told apart from equal credit: {', '.join(open_)}.")
+    if found.oracle is not None:
+        lines.append(_oracle_line(found.oracle))
     if found.carriers is not None:
         lines += _carriers_lines(found.carriers)
     else:
@@ -59,6 +62,15 @@ def verdict(found: Measured) -> list[str]:
     ]
     lines.append("This speaks of the gradient at this policy; which rule is right can change while the policy learns.")
     return lines
+
+
+def _oracle_line(one: OracleWorth) -> str:
+    if math.isnan(one.worth):
+        return f"Oracle: {one.groups} groups do not tell what known advantages of single tokens would be worth."
+    told = f"{one.worth:.2f} times as large ({one.worth_low:.2f} to {one.worth_high:.2f}; {one.groups} groups)"
+    line = f"Oracle: were the advantage of every token known, it would be worth a batch {told}: no credit can do more."
+    nothing = " That is not told apart from equal credit: no token credit is shown to help here."
+    return line + (nothing if one.worth_low <= 1 else "")
 
 
 def _carriers_lines(carriers: Carriers) -> list[str]:

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlattn.errors import UserError
@@ -11,16 +11,30 @@ from rlattn.evaluation.subjects import find_subject
 from rlattn.files import expanded, is_there
 from rlattn.grpo.port import Port
 from rlattn.preflight.policy_files import strategy_of
+from rlattn.recipe.build import build_task
 from rlattn.recipe.load import load_recipe
 from rlattn.recipe.schema import Recipe
 from rlattn.run.build import make_trainer, prepare
 from rlattn.run_folder.checkpoints import checkpoint_step
 from rlattn.run_folder.folder import read_summary
-from rlattn.types import CreditRule
+from rlattn.types import CreditRule, DialogueTask
 
 
-def recipe_of(subject: str, overrides: list[str]) -> tuple[Recipe, Path | None, int]:
-    """The recipe, the adapter whose weights are put into its policy, and the step that the policy comes from.
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is measured."""
+
+    recipe: Recipe
+    adapter: Path | None = None
+    """The adapter whose weights are put into the recipe's policy."""
+    run: Path | None = None
+    """The run's folder that the policy comes from."""
+    step: int = 0
+    """The step that it comes from."""
+
+
+def subject_of(subject: str, overrides: list[str]) -> Subject:
+    """The recipe, and the policy, behind a name.
 
     Args:
         subject: a recipe, a run's folder, or a checkpoint inside of one.
@@ -30,7 +44,7 @@ def recipe_of(subject: str, overrides: list[str]) -> tuple[Recipe, Path | None, 
     """
     folder = expanded(subject)
     if not (is_there(folder) and folder.is_dir()):
-        return load_recipe(subject, overrides), None, 0
+        return Subject(recipe=load_recipe(subject, overrides))
     found = find_subject(subject, "SUBJECT")
     if found.run is None or not (found.run / "recipe.yaml").is_file():
         problem = f"{subject} lies in no run's folder, whose recipe would say the task."
@@ -39,18 +53,21 @@ def recipe_of(subject: str, overrides: list[str]) -> tuple[Recipe, Path | None, 
     step = checkpoint_step(weights) if weights.name.startswith("checkpoint-") else 0
     step = step or int((read_summary(found.run) or {}).get("max_steps", 0))
     if (weights / "adapter_config.json").is_file():
-        return load_recipe(found.run / "recipe.yaml", overrides), weights, step
+        recipe = load_recipe(found.run / "recipe.yaml", overrides)
+        return Subject(recipe=recipe, adapter=weights, run=found.run, step=step)
     own = [
         f"policy.path={weights}",
         "policy.revision=null",
         "policy.warm_start=null",
         "policy.supervised_control=false",
     ]
-    return load_recipe(found.run / "recipe.yaml", [*own, *overrides]), None, step
+    return Subject(recipe=load_recipe(found.run / "recipe.yaml", [*own, *overrides]), run=found.run, step=step)
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Raises UserError where a gradient cannot be read, or has no weight a token."""
+def check_recipe(recipe: Recipe, oracle: int = 0) -> None:
+    """Raises UserError where a gradient cannot be read, has no weight a token, or a text cannot be gone on with."""
+    if oracle and isinstance(build_task(recipe), DialogueTask):
+        raise UserError("--oracle", "a dialogue cannot be gone on with from its middle.", "Leave it out.")
     strategy = strategy_of(recipe)
     if strategy in ("zero3", "fsdp"):
         key = "trainer.deepspeed" if strategy == "zero3" else "trainer.fsdp"
@@ -62,8 +79,9 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 @contextmanager
-def rolling_out(recipe: Recipe, adapter: Path | None, step: int) -> Iterator[tuple[Port, CreditRule | None]]:
+def rolling_out(subject: Subject) -> Iterator[tuple[Port, CreditRule | None]]:
     """The trainer's port, and the recipe's rule, which the trainer itself does not have. Leaves nothing behind."""
+    recipe, adapter, step = subject.recipe, subject.adapter, subject.step
     setup = prepare(recipe)
     with tempfile.TemporaryDirectory(prefix="rlattn-bench-credit-") as folder:
         trainer = make_trainer(

@@ -102,6 +102,54 @@ def fidelities(products: Products) -> tuple[float, list[Fidelity]]:
     return equal.item(), found
 
 
+FEWEST_GROUPS = 3  # that an interval needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleWorth:
+    """What advantages of single tokens are worth, were they known: the most that a credit rule can gain."""
+
+    worth: float
+    """Equal credit comes as near with a batch so many times as large; NaN where the groups do not tell."""
+    worth_low: float
+    worth_high: float
+    """95 %, the jackknife's over groups, on the logarithm."""
+    estimated: float
+    """The same of the advantages as they were estimated, with the noise of few continuations."""
+    groups: int
+
+
+def oracle_worth(toward_3G: Tensor, equal_square_G: Tensor, oracle_squares_2G: Tensor) -> OracleWorth:
+    """From the gradients of single groups, where noise is nearly all: a squared signal over a mean square is then a
+    squared cosine for each group, and their ratio the ratio of batch sizes.
+
+    Args:
+        toward_3G: products with the direction of all other batches: under equal credit, and under the oracle of either
+            half of the continuations.
+        equal_square_G: |g(equal credit)|².
+        oracle_squares_2G: g(first half) · g(second half), whose noises of few continuations are independent; and |their
+            mean|².
+    """
+    groups = toward_3G.shape[1]
+    if groups < FEWEST_GROUPS:
+        raise ValueError(f"oracle: an interval needs at least {FEWEST_GROUPS} groups, got {groups}")
+
+    def worth(keep_G: Tensor) -> Tensor:
+        equal, oracle = toward_3G[0][keep_G].mean(), toward_3G[1:, keep_G].mean()
+        squares_2 = oracle_squares_2G[:, keep_G].mean(dim=1)
+        noise_equal = equal_square_G[keep_G].mean() / equal**2
+        found_2 = noise_equal * oracle**2 / squares_2
+        return torch.where((squares_2 > 0) & (oracle > 0) & (equal > 0), found_2, math.nan)
+
+    everything = torch.ones(groups, dtype=torch.bool)
+    exact, estimated = worth(everything).tolist()
+    without_G1 = torch.stack([worth(everything & (torch.arange(groups) != left))[:1] for left in range(groups)])
+    spread = math.exp(min(_jackknife_spread(without_G1.log()).item(), 50.0))
+    return OracleWorth(
+        worth=exact, worth_low=exact / spread, worth_high=exact * spread, estimated=estimated, groups=groups
+    )
+
+
 def _mean_cosines(products: Products, keep_B: Tensor) -> tuple[Tensor, Tensor]:
     """Of the kept batches: equal credit's mean cosine, and every rule's."""
     equal_BB = products.equal_BB[keep_B][:, keep_B]

@@ -11,6 +11,12 @@ from PIL.Image import Image
 from rlattn.policy.prompts import missing_beginning, piece_ids, text_ids
 from rlattn.types import Prompt
 
+# What a generation batch may hold beside tokens, as TRL's forward takes it.
+IMAGE_INPUTS = (
+    "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
+    "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:

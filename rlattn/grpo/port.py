@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl.models.utils import disable_gradient_checkpointing
 
+from rlattn.credit.advantages import RewardTable
+from rlattn.grpo.multimodal_prompts import IMAGE_INPUTS
 from rlattn.processes.phases import Phases
 
 # Private methods of TRL's and transformers' trainers that AttentionGRPOTrainer extends, always through `super()`.
@@ -35,13 +37,6 @@ EXTENDED = (
     "_tokenize_prompts",  # a rendered prompt begins once
     "_tool_call_loop",  # all ranks generate equally often under ZeRO-3
 )
-
-
-# What a generation batch may hold beside tokens, as TRL's forward takes it.
-IMAGE_INPUTS = (
-    "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles",
-    "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
-)  # fmt: skip
 
 
 class Port:
@@ -74,8 +69,7 @@ class Port:
 
     @property
     def is_fsdp1(self) -> bool:
-        plugin = getattr(self._trainer.accelerator.state, "fsdp_plugin", None)
-        return plugin is not None and plugin.fsdp_version == 1
+        return getattr(getattr(self._trainer.accelerator.state, "fsdp_plugin", None), "fsdp_version", 0) == 1
 
     @property
     def is_deepspeed(self) -> bool:
@@ -127,20 +121,12 @@ class Port:
     @property
     def rollouts_an_epoch(self) -> int:
         """Rollouts that one pass over the training rows trains on, every iteration counted."""
-        trainer = self._trainer
-        return len(trainer.train_dataset) * trainer.num_generations * trainer.num_iterations
+        return len(self._trainer.train_dataset) * self._trainer.num_generations * self._trainer.num_iterations
 
     @property
     def window(self) -> int:
         """Micro-batches that are trained on before the next generation."""
         return int(self.args.steps_per_generation * self._trainer.num_iterations)
-
-    @property
-    def window_shape(self) -> list[int]:
-        """What the rollouts of a generation window are cut by."""
-        args = self.args
-        sizes = args.per_device_train_batch_size, args.steps_per_generation, self._trainer.num_iterations
-        return [*sizes, self.group_size]
 
     # The batch
 
@@ -266,6 +252,16 @@ class Port:
         """TRL's own generation: one completion a prompt, and its log-probabilities under vLLM. Collective."""
         return self._trainer._generate_single_turn(prompt_ids, images, fields or {}, 1)
 
+    @contextmanager
+    def turns_by(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+        """Puts something around TRL's generation of one turn, inside the context alone."""
+        trainer = self._trainer
+        trainer._generate_single_turn = wrap(trainer._generate_single_turn)
+        try:
+            yield
+        finally:
+            del trainer._generate_single_turn
+
     def wrap_generation(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Puts something around TRL's generation of a whole batch, such as a clock."""
         self._trainer._generate = wrap(self._trainer._generate)
@@ -323,6 +319,11 @@ class Port:
         """A generation batch as training makes it: completions, rewarded, with their advantages. Collective."""
         return self._trainer._generate_and_score_completions(inputs)
 
+    @property
+    def reward_table(self) -> RewardTable:
+        """The rewards of the latest rollouts, of all ranks."""
+        return self._trainer._table
+
     def send_weights_again(self) -> None:
         """Makes TRL send the weights to vLLM before it generates next."""
         self._trainer._last_loaded_step = -1
@@ -375,10 +376,9 @@ class Port:
     def place(self) -> dict[str, Any]:
         """Where this rank is between two optimizer steps, as far as transformers' own checkpoint leaves it out."""
         trainer = self._trainer
-        inside = self.micro_batches % self.window > 0
         return {
             "step": trainer._step,
-            "rollouts": trainer._buffered_inputs if inside else None,
+            "rollouts": trainer._buffered_inputs if self.micro_batches % self.window else None,
             "metrics": {name: [float(value) for value in values] for name, values in trainer._metrics["train"].items()},
             "loss": trainer._tr_loss,
             "last_logged": trainer._globalstep_last_logged,

@@ -161,7 +161,7 @@ class ExactResume(TrainerCallback):
         """Writes what is ours into a checkpoint. Every rank calls it, none waits for another."""
         folder.mkdir(parents=True, exist_ok=True)
         heads = self._token_log.heads if self._token_log else {}
-        place = {**self._port.place(), "heads": heads, "window": self._port.window_shape}
+        place = {**self._port.place(), "heads": heads, "window": window_shape(self._port)}
         torch.save(place, self._file(folder))
         if not self._port.is_main:
             return
@@ -183,7 +183,7 @@ class ExactResume(TrainerCallback):
             self._reader.heads = local_LH, global_LH
         file = self._file(folder)
         place = torch.load(file, map_location=device, weights_only=True) if file.is_file() else None
-        if place is not None and place["rollouts"] and place.get("window", port.window_shape) != port.window_shape:
+        if place is not None and place["rollouts"] and place.get("window", window_shape(port)) != window_shape(port):
             port.count_micro_batches(port.step * port.args.gradient_accumulation_steps)
             say(f"{folder.name} lies inside a generation window of another shape: its rollouts are generated anew.")
             return
@@ -202,6 +202,12 @@ class ExactResume(TrainerCallback):
 
     def _file(self, folder: Path) -> Path:
         return folder / f"rank-{self._port.rank}-of-{self._port.ranks}.pt"
+
+
+def window_shape(port: Port) -> list[int]:
+    """What the rollouts of a generation window are cut by."""
+    args = port.args
+    return [args.per_device_train_batch_size, args.steps_per_generation, args.num_iterations, port.group_size]
 
 
 def order_gradients(port: Port) -> None:

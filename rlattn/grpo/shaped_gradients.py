@@ -27,6 +27,8 @@ NUDGE = 5e-5  # of the parameters' length: curvature and rounding stay far below
 class MeasuredBatch:
     """One generation batch, this rank's share."""
 
+    inputs: list[dict[str, Any]]
+    """The examples that were rolled out."""
     out: dict[str, Tensor]
     """Ids and masks, as TRL's forward takes them."""
     factor_BT: Tensor
@@ -34,6 +36,10 @@ class MeasuredBatch:
     batch, as `trainer.loss_type` divides; 0 outside what the policy wrote."""
     own_BT: Tensor
     """Bool: what the policy wrote."""
+    logp_BT: Tensor
+    """Of every token under the policy."""
+    reward_B: Tensor
+    """What each rollout was paid in all."""
     signals: Signals
     picked_SHBT: Tensor
     """Bool, on the CPU: the tokens whose FAI and WAAD at one head are the highest 40 % of a response."""
@@ -51,7 +57,7 @@ def roll_out(port: Port, inputs: list[dict[str, Any]], attention: AttentionOptio
     attention_BN = torch.cat([out["prompt_mask"], out["completion_mask"]], dim=1)
     kept = {name: out[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
     with capture(port.policy, attention_BN, response_BN, options=attention) as captured, torch.no_grad():
-        _, entropy_BT = port.score(kept, batch_size=port.args.per_device_train_batch_size, compute_entropy=True)
+        logp_BT, entropy_BT = port.score(kept, batch_size=port.args.per_device_train_batch_size, compute_entropy=True)
     entropy_BN = torch.full(response_BN.shape, torch.nan, device=response_BN.device)
     if entropy_BT is not None:
         entropy_BN[:, -entropy_BT.shape[1] :] = entropy_BT.float()
@@ -65,12 +71,22 @@ def roll_out(port: Port, inputs: list[dict[str, Any]], attention: AttentionOptio
         for scores_BN in scores_BLHN.flatten(1, 2).unbind(dim=1)
     ]
     return MeasuredBatch(
+        inputs=inputs,
         out=kept,
         factor_BT=_factor(port, out["advantages"], own_BT),
         own_BT=own_BT.bool(),
+        logp_BT=logp_BT.float(),
+        reward_B=paid(port),
         signals=signals,
         picked_SHBT=torch.stack(of_heads).unflatten(0, (len(HEAD_SIGNALS), -1)),
     )
+
+
+def paid(port: Port) -> Tensor:
+    """What each of this rank's latest rollouts was paid in all, its rewards weighed."""
+    table = port.reward_table
+    reward_B = (table.used_BK * table.weights_K.to(table.used_BK.device)).nansum(dim=1)
+    return reward_B.view(port.ranks, -1)[port.rank]
 
 
 def _factor(port: Port, advantage_BT: Tensor, own_BT: Tensor) -> Tensor:

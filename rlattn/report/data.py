@@ -11,6 +11,7 @@ from rlattn.formats.strict_json import finite
 from rlattn.formats.yaml import parse_yaml
 from rlattn.progress import duration
 from rlattn.report.alarms import find_alarms, onset
+from rlattn.report.fidelity import read_fidelity
 from rlattn.report.logs import number, read_log, read_metrics
 from rlattn.report.metrics import METRICS, Metric, describe_metric
 from rlattn.report.thin import POINTS, evenly, shortened, thinned
@@ -84,6 +85,7 @@ def read_run(run: Path) -> dict[str, Any]:
         "tiles": tiles(rows, summary, recipe),
         "missing": missing,
         "alarms": read_alarms(run, rows, missing),
+        "tables": read_fidelity(run, missing),
         "failures": read_failures(run, missing),
         "curves": curves(rows),
         "heads": heads,
