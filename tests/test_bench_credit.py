@@ -9,6 +9,7 @@ from conftest import SMALL, rlattn, torchrun
 from test_trl_contract import policy  # noqa: F401
 
 from rlattn.bench.credit import _check_memory, rules_of
+from rlattn.bench.credit_oracle import check_whole_groups
 from rlattn.bench.credit_subject import check_recipe, subject_of
 from rlattn.credit import CREDIT_RULES
 from rlattn.errors import UserError
@@ -107,6 +108,13 @@ def test_gradients_that_do_not_fit_are_told_with_their_size():
     _check_memory(port, 32, 8, 1_000_000)
     with pytest.raises(UserError, match=r"32 batches and 8 rules keep 352000\.0 GB of gradients.*policy\.lora"):
         _check_memory(port, 32, 8, 10**12)
+
+
+def test_groups_that_straddle_ranks_have_no_oracle():
+    sizes = SimpleNamespace(per_device_train_batch_size=6, steps_per_generation=1)
+    check_whole_groups(SimpleNamespace(args=sizes, group_size=3))
+    with pytest.raises(UserError, match="a rank has 6 rollouts, no multiple of trainer.num_generations=4"):
+        check_whole_groups(SimpleNamespace(args=sizes, group_size=4))
 
 
 def test_a_dialogue_has_no_oracle():

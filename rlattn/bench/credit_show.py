@@ -68,7 +68,7 @@ def _oracle_line(one: OracleWorth) -> str:
     if math.isnan(one.worth):
         return f"Oracle: {one.groups} groups do not tell what known advantages of single tokens would be worth."
     told = f"{one.worth:.2f} times as large ({one.worth_low:.2f} to {one.worth_high:.2f}; {one.groups} groups)"
-    line = f"Oracle: were the advantage of every token known, it would be worth a batch {told}, about as much as token credit can gain."
+    line = f"Oracle: known advantages of single tokens, about the best that credit can do, are worth a batch {told}."
     nothing = " That is not told apart from equal credit: no token credit is shown to help here."
     return line + (nothing if one.worth_low <= 1 else "")
 

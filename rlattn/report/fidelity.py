@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from rlattn.report.logs import number
-from rlattn.report.thin import evenly
+from rlattn.report.thin import evenly, shortened
 
 COLUMNS = 8  # of the policies that were measured
+NAME, TEXT = 200, 4000  # bytes of a rule's name, and of the verdict
 FIDELITY = "fidelity"  # the folder, with one file a policy
 
 
@@ -25,13 +26,13 @@ def read_fidelity(run: Path, missing: list[str]) -> list[dict[str, Any]]:
             measured = json.loads(file.read_text(encoding="utf-8"))
             equal = number(measured["uniform"])
             cells = {"uniform": "-" if equal is None else f"{equal:.3f}"}
-            cells |= {str(name): _difference(one) for name, one in measured["rules"].items()}
-            found.append((int(file.stem.removeprefix("step-")), cells, " ".join(map(str, measured["verdict"]))))
+            cells |= {shortened(name, NAME): _difference(one) for name, one in measured["rules"].items()}
+            found.append((int(file.stem.removeprefix("step-")), cells, shortened(" ".join(measured["verdict"]), TEXT)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             missing.append(f"{FIDELITY}/{file.name} cannot be read.")
     if not found:
         return []
-    shown = evenly(found, COLUMNS)
+    shown = evenly(sorted(found, key=lambda one: one[0]), COLUMNS)
     names = dict.fromkeys(name for _, cells, _ in shown for name in cells)
     about = (
         "Each rule's fidelity less that of equal credit (uniform, whose own is shown), with 95 % intervals: above 0, a "
