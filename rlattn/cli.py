@@ -330,7 +330,7 @@ def bench_credit(
         if file and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
             raise UserError(option, f"{file} cannot be written.", "Name a file in a folder that exists.")
     if 0 < oracle < 3:
-        raise UserError("--oracle", f"an interval needs at least 3 groups, got {oracle}.", "Take 8, or leave it out.")
+        raise UserError("--oracle", f"an interval needs at least 3 groups, got {oracle}.", "Take 48, or leave it out.")
     with heavy_imports():
         from rlattn.bench.credit_command import bench_credit as measure
         from rlattn.formats.strict_json import to_json

@@ -113,7 +113,7 @@ def test_gradients_that_do_not_fit_are_told_with_their_size():
 def test_groups_that_straddle_ranks_have_no_oracle():
     sizes = SimpleNamespace(per_device_train_batch_size=6, steps_per_generation=1)
     check_whole_groups(SimpleNamespace(args=sizes, group_size=3))
-    with pytest.raises(UserError, match="a rank has 6 rollouts, no multiple of trainer.num_generations=4"):
+    with pytest.raises(UserError, match=r"a rank has 6 rollouts, no multiple of trainer\.num_generations=4"):
         check_whole_groups(SimpleNamespace(args=sizes, group_size=4))
 
 
