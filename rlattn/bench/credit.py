@@ -129,11 +129,10 @@ def measure_credit(
             floors_B1 = [_row_floor(weights_BT, batch.own_BT) for weights_BT in weights]
             floors = [_same_everywhere(port, floor_B1[:, 0]) for floor_B1 in floors_B1]
             raised = [weights_BT - floor_B1 for weights_BT, floor_B1 in zip(weights, floors_B1, strict=True)]
-            gradients_RP = shaped_gradients(port, batch, raised)
             uneven = [place for place, floor in enumerate(floors) if floor is None]
-            of_uneven = dict(
-                zip(uneven, shaped_gradients(port, batch, [weights[place] for place in uneven]) if uneven else [])
-            )
+            given = [*raised, *(weights[place] for place in uneven)]
+            gradients_RP, uneven_RP = shaped_gradients(port, batch, given).split([len(raised), len(uneven)])
+            of_uneven = dict(zip(uneven, uneven_RP, strict=True))
             for place, (alone_P, floor) in enumerate(zip(gradients_RP, floors, strict=True)):
                 tables[ALONE].add(place, number, alone_P)
                 whole_P = of_uneven[place] if floor is None else floor * equal_BP[number] + alone_P

@@ -13,9 +13,9 @@ from torch import Tensor
 from rlattn.credit.carriers import Share, shares, shares_of_sets, sums_by_quantile
 from rlattn.credit.selection import delta
 from rlattn.grpo.port import Port
-from rlattn.grpo.shaped_gradients import HEAD_SIGNALS, MeasuredBatch, token_products
+from rlattn.grpo.shaped_gradients import HEAD_SIGNALS, NUDGES, MeasuredBatch, token_products
 
-EXACT = 5e-3  # of both lengths: by so much the parts may miss the inner product that they add up to
+EXACT = 2e-3  # of both lengths: by so much the parts may miss the inner product that they add up to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,8 @@ class CarrierSums:
 
     def add(self, batch: MeasuredBatch, gradient_P: Tensor, direction_P: Tensor) -> None:
         """`gradient_P`: the batch's own under equal credit. Collective."""
-        part_BT = -batch.factor_BT * token_products(self.port, batch, direction_P)
+        part_BT, miss = self._parts(batch, gradient_P, direction_P)
+        self.missed = max(self.missed, miss)
         counted_BT = batch.own_BT & batch.factor_BT.ne(0).any(dim=1, keepdim=True)
         for name, feature_BT in features_of(batch).items():
             sums_2Q = self._over_ranks(sums_by_quantile(part_BT, feature_BT, counted_BT))
@@ -56,8 +57,20 @@ class CarrierSums:
         of_heads = torch.stack([(picked * part_BT).sum(dim=(2, 3)), picked.sum(dim=(2, 3))]).double()
         self.by_head.append(self._over_ranks(of_heads.flatten(1)))
         self.whole.append(self._over_ranks(torch.stack([part_BT.sum(), counted_BT.sum()]).double()))
-        miss = (self.whole[-1][0] - gradient_P @ direction_P).abs() / (gradient_P.norm() * direction_P.norm())
-        self.missed = max(self.missed, miss.nan_to_num(nan=1.0).item())
+
+    def _parts(self, batch: MeasuredBatch, gradient_P: Tensor, direction_P: Tensor) -> tuple[Tensor, float]:
+        """part_BT, and by how much their sum misses the product of the gradients; smaller steps where it is much."""
+        exact, lengths = gradient_P @ direction_P, gradient_P.norm() * direction_P.norm()
+        found = []
+        for nudge in NUDGES:
+            part_BT = -batch.factor_BT * token_products(self.port, batch, direction_P, nudge)
+            whole = self.port.gather(part_BT.sum()[None]).sum()
+            miss = ((whole - exact).abs() / lengths).nan_to_num(nan=1.0).item()
+            found.append((miss, part_BT))
+            if miss < EXACT:
+                break
+        miss, part_BT = min(found, key=lambda one: one[0])
+        return part_BT, miss
 
     def figures(self) -> Carriers | None:
         """None where the parts do not add up: the parameters' numbers are too coarse for them."""

@@ -20,7 +20,7 @@ from rlattn.types import AttentionOptions, Signals
 ROWS = 32  # rollouts a forward, at most: little padding, and activations that stay in a CPU's cache
 PICKED = 0.4  # the rhythm rules' own share
 HEAD_SIGNALS = ("FAI", "WAAD")
-NUDGE = 5e-5  # of the parameters' length: curvature and rounding stay far below 0.5 % in float32 (tried from 3e-2 on)
+NUDGES = 5e-5, 1e-5, 2e-6  # of the parameters' length: few tokens need the small ones, where rounding is larger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,18 +129,18 @@ def shaped_gradients(port: Port, batch: MeasuredBatch, weights: Sequence[Tensor]
 
 
 @torch.no_grad()
-def token_products(port: Port, batch: MeasuredBatch, direction_P: Tensor) -> Tensor:
+def token_products(port: Port, batch: MeasuredBatch, direction_P: Tensor, nudge: float = NUDGES[0]) -> Tensor:
     """product_BT, float32: of the gradient of every token's log-probability with a direction; 0 where a rollout has no
     advantage.
 
-    By central differences: the trained parameters are moved a little along the direction and against it, and put back
-    bit for bit. They must be float32: in bfloat16 so small a step is lost to rounding.
+    By central differences: the trained parameters are moved by `nudge` of their length along the direction and against
+    it, and put back bit for bit. They must be float32: in bfloat16 so small a step is lost to rounding.
     Cost: two forwards without gradients over the rollouts that have an advantage.
     """
     parameters, sizes = _trained(port)
     kept = [parameter.clone() for parameter in parameters]
     length = torch.stack([parameter.float().norm() for parameter in parameters]).norm()
-    step = NUDGE * length / direction_P.norm().clamp(min=torch.finfo(torch.float32).tiny)
+    step = nudge * length / direction_P.norm().clamp(min=torch.finfo(torch.float32).tiny)
     moved = []
     try:
         for sign in (1, -1):
