@@ -102,11 +102,8 @@ def measure_credit(
             (gradient_P,) = shaped_gradients(port, batch, [torch.ones_like(batch.factor_BT)])
             if not kept:
                 own = time.monotonic() - timed
-                cost = (
-                    time.monotonic()
-                    - began
-                    + own * (FORWARDS * (1 - BACKWARD_SHARE) + BACKWARD_SHARE * (len(rules) + 1))
-                )
+                passes = FORWARDS * (1 - BACKWARD_SHARE) + BACKWARD_SHARE * (len(rules) + 1)
+                cost = time.monotonic() - began + own * passes
                 batches = int(least(port, max(FEWEST, min(batches, int(60 * minutes / cost)))))
                 _check_memory(port, batches, len(rules) + 1, len(gradient_P))
             kept.append(batch)

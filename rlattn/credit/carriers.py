@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlattn.statistics import t95
+from rlattn.credit.fidelity import jackknife_spread
 
 QUANTILES = 5
 UNDEFINED = QUANTILES  # the cell of tokens for which a feature is undefined, as FAI near the end
@@ -70,11 +70,9 @@ def shares_of_sets(sums_N2D: Tensor, whole_N2: Tensor) -> list[Share]:
 
 
 def _figures(parts_ND: Tensor, way_N: Tensor, tokens_ND: Tensor, all_N: Tensor) -> list[Share]:
-    batches = len(parts_ND)
     share_D = parts_ND.sum(dim=0) / way_N.sum()
     without_ND = (parts_ND.sum(dim=0) - parts_ND) / (way_N.sum() - way_N)[:, None]
-    around_ND = without_ND - without_ND.mean(dim=0)
-    spread_D = t95(batches - 1) * ((batches - 1) / batches * (around_ND**2).sum(dim=0)).sqrt()
+    spread_D = jackknife_spread(without_ND)
     tokens_D = tokens_ND.sum(dim=0) / all_N.sum()
     rows = torch.stack([share_D, share_D - spread_D, share_D + spread_D, tokens_D], dim=1).tolist()
     return [Share(share=share, low=low, high=high, tokens=tokens) for share, low, high, tokens in rows]

@@ -78,12 +78,12 @@ def fidelities(products: Products) -> tuple[float, list[Fidelity]]:
     equal_without_B = torch.stack([one for one, _ in left_out])
     shaped_without_BR = torch.stack([others for _, others in left_out])
     gain_BR = shaped_without_BR - equal_without_B[:, None]
-    spread_R = _jackknife_spread(gain_BR)
+    spread_R = jackknife_spread(gain_BR)
     # Worth is judged on the logarithm, where a half and a double lie equally far from 1.
     worth_R, worth_BR = _worth(equal, shaped_R), _worth(equal_without_B[:, None], shaped_without_BR)
-    if equal <= _jackknife_spread(equal_without_B[:, None])[0]:
+    if equal <= jackknife_spread(equal_without_B[:, None])[0]:
         worth_R = torch.full_like(worth_R, math.nan)
-    worth_spread_R = _jackknife_spread(worth_BR.clamp(min=1e-6).log())
+    worth_spread_R = jackknife_spread(worth_BR.clamp(min=1e-6).log())
     total = products.equal_BB.sum()
     bias_R = _safe_cosine(products.shaped_RBB.sum(dim=(1, 2)), products.sum_square_R * total)
     found = [
@@ -144,7 +144,7 @@ def oracle_worth(toward_3G: Tensor, equal_square_G: Tensor, oracle_squares_2G: T
     everything = torch.ones(groups, dtype=torch.bool)
     exact, estimated = worth(everything).tolist()
     without_G1 = torch.stack([worth(everything & (torch.arange(groups) != left))[:1] for left in range(groups)])
-    spread = math.exp(min(_jackknife_spread(without_G1.log()).item(), 50.0))
+    spread = math.exp(min(jackknife_spread(without_G1.log()).item(), 50.0))
     return OracleWorth(
         worth=exact, worth_low=exact / spread, worth_high=exact * spread, estimated=estimated, groups=groups
     )
@@ -174,7 +174,7 @@ def _worth(equal: Tensor, shaped: Tensor) -> Tensor:
     return torch.where(shaped > 0, noise_equal / noise_shaped, 0.0)
 
 
-def _jackknife_spread(left_out_BR: Tensor) -> Tensor:
+def jackknife_spread(left_out_BR: Tensor) -> Tensor:
     """Half the 95 % interval of every column's statistic."""
     batches = len(left_out_BR)
     around_BR = left_out_BR - left_out_BR.mean(dim=0)

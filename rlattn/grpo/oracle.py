@@ -26,6 +26,9 @@ def oracle_factors(port: Port, batch: MeasuredBatch, rows: list[int]) -> Tensor:
     """factor_2BT: what `MeasuredBatch.factor_BT` would be under the oracle, 0 in other rows; from each half of the
     continuations, so that the product of two gradients is free of the noise of few continuations.
 
+    A rollout counts by what it was paid in all: rewards that speak for some tokens only, or are normalised one by one
+    (`combine: decoupled`), are taken together.
+
     Args:
         rows: of whole groups.
 
